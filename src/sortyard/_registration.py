@@ -1,0 +1,74 @@
+"""Makes `AutoModel` and its kin know the model, without importing torch or transformers for it."""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+CONFIGURATION = "transformers.models.auto.configuration_auto"
+MODELING = "transformers.models.auto.modeling_auto"
+
+
+def register_auto_classes() -> None:
+    """Register now with the Auto modules that are loaded, and with the others as soon as they are."""
+    if CONFIGURATION in sys.modules:
+        _register(CONFIGURATION)
+    if MODELING in sys.modules:
+        _register(MODELING)
+    if not {CONFIGURATION, MODELING} <= sys.modules.keys():
+        sys.meta_path.insert(0, _AfterImport())
+
+
+def _register(auto_module: str) -> None:
+    module = sys.modules[auto_module]
+    if auto_module == CONFIGURATION:
+        from sortyard.model.configuration import SortyardConfig
+
+        module.AutoConfig.register(SortyardConfig.model_type, SortyardConfig, exist_ok=True)
+        return
+    from sortyard.model import heads
+    from sortyard.model.configuration import SortyardConfig
+    from sortyard.model.modeling import SortyardModel
+
+    module.AutoModel.register(SortyardConfig, SortyardModel, exist_ok=True)
+    module.AutoModelForMaskedLM.register(SortyardConfig, heads.SortyardForMaskedLM, exist_ok=True)
+    module.AutoModelForCausalLM.register(SortyardConfig, heads.SortyardForCausalLM, exist_ok=True)
+    module.AutoModelForSequenceClassification.register(
+        SortyardConfig, heads.SortyardForSequenceClassification, exist_ok=True
+    )
+    module.AutoModelForTokenClassification.register(SortyardConfig, heads.SortyardForTokenClassification, exist_ok=True)
+    module.AutoModelForQuestionAnswering.register(SortyardConfig, heads.SortyardForQuestionAnswering, exist_ok=True)
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Lets the ordinary finders load an Auto module, then registers with it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in (CONFIGURATION, MODELING):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _RegisteringLoader(spec.loader)
+        return spec
+
+
+class _RegisteringLoader(importlib.abc.Loader):
+    """The module's own loader, followed by the registration."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self.loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        _register(module.__name__)

@@ -1,0 +1,1 @@
+"""Self-attention: one module of projections over a core that is dense, sliding or bucketed."""

@@ -1,0 +1,101 @@
+"""Projections around an attention core."""
+
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sortyard.model.attention.bucket import BucketCore
+from sortyard.model.attention.dense import DenseCore
+from sortyard.model.configuration import SortyardConfig
+from sortyard.model.embeddings import rotary_factors, rotate
+from sortyard.ops.segments import Segments
+
+
+class Core(Protocol):
+    """What turns queries, keys and values [B, H, T, K] into outputs of the same shape."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, segments: Segments, dropout_p: float
+    ) -> Tensor: ...
+
+    def weights(self, q: Tensor, k: Tensor, *, segments: Segments) -> Tensor: ...
+
+    def sparsity(self, segments: Segments) -> float | None: ...
+
+
+def make_core(config: SortyardConfig, layer: int) -> BucketCore | DenseCore:
+    """The core that a layer's configuration asks for."""
+    kind = config.attention_of(layer)
+    if kind == "bucket":
+        return BucketCore(config.options().to_spec(), causal=config.causal)
+    return DenseCore(causal=config.causal, window=config.sliding_window if kind == "sliding" else None)
+
+
+class SelfAttention(nn.Module):
+    """Query, key, value and output projections, rotary positions and a core."""
+
+    def __init__(self, config: SortyardConfig, layer: int) -> None:
+        super().__init__()
+        width, bias = config.hidden_size, config.use_bias
+        self.num_heads = config.num_attention_heads
+        self.head_width = width // config.num_attention_heads
+        self.q_proj = nn.Linear(width, width, bias=bias)
+        self.k_proj = nn.Linear(width, width, bias=bias)
+        self.v_proj = nn.Linear(width, width, bias=bias)
+        self.o_proj = nn.Linear(width, width, bias=bias)
+        self.core = make_core(config, layer)
+        self.dropout_prob = config.attention_probs_dropout_prob
+        self.rotary_theta = _rotary_theta(config, layer)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        segments: Segments,
+        positions: Int[Tensor, "B T"],
+        output_attentions: bool = False,
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T T"] | None]:
+        """Attend within each sequence.
+
+        Args:
+            hidden: token states.
+            segments: which positions form one sequence.
+            positions: place of each token, for rotary positions.
+            output_attentions: compute through materialised weights, the slow reference path, and return them.
+
+        Returns:
+            The new states, and the weights or None.
+        """
+        q, k, v = self.projections(hidden, positions)
+        weights = None
+        if output_attentions:
+            weights = self.core.weights(q, k, segments=segments).to(v.dtype)
+            mixed = torch.dropout(weights, self.dropout_prob, self.training) @ v
+        else:
+            mixed = self.core(q, k, v, segments=segments, dropout_p=self.dropout_prob if self.training else 0.0)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2)), weights
+
+    def projections(
+        self, hidden: Float[Tensor, "B T D"], positions: Int[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
+        """Queries, keys and values by head, positions rotated in."""
+        shape = (*hidden.shape[:2], self.num_heads, self.head_width)
+        q, k, v = (proj(hidden).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.rotary_theta is not None:
+            factors = rotary_factors(
+                positions, head_width=self.head_width, theta=self.rotary_theta, dtype=q.dtype
+            )
+            q, k = rotate(q, factors), rotate(k, factors)
+        return q, k, v
+
+
+def _rotary_theta(config: SortyardConfig, layer: int) -> float | None:
+    if config.position_embedding_type != "rope":
+        return None
+    assert config.rope_parameters is not None
+    shared: float = config.rope_parameters["rope_theta"]
+    if config.attention_of(layer) == "sliding" and config.sliding_rope_theta is not None:
+        return config.sliding_rope_theta
+    return shared

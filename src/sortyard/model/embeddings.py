@@ -1,0 +1,91 @@
+"""Token, type and position embeddings; rotary position factors."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sortyard.model.configuration import SortyardConfig
+
+
+class Embeddings(nn.Module):
+    """Sum of token, token-type and learned position embeddings, then a norm and dropout."""
+
+    def __init__(self, config: SortyardConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        learned = config.position_embedding_type == "learned"
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width) if learned else None
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width) if config.type_vocab_size else None
+        self.norm = (
+            nn.LayerNorm(width, eps=config.norm_eps, bias=config.use_bias) if config.embedding_norm else nn.Identity()
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        inputs_embeds: Float[Tensor, "B T D"],
+        positions: Int[Tensor, "B T"],
+        token_type_ids: Int[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Add positions and token types to word embeddings.
+
+        Args:
+            inputs_embeds: word embeddings.
+            positions: place of each token in its own sequence.
+            token_type_ids: token types; type 0 where left out.
+
+        Returns:
+            The states that enter the first block.
+
+        Raises:
+            ValueError: if token types are given to a model that has none, or a position has no embedding.
+        """
+        hidden = inputs_embeds
+        if self.token_type_embeddings is not None:
+            types = torch.zeros_like(positions) if token_type_ids is None else token_type_ids
+            hidden = hidden + self.token_type_embeddings(types)
+        elif token_type_ids is not None and bool(token_type_ids.any()):
+            raise ValueError("token_type_ids were given, but the model has none (type_vocab_size: 0); leave them out")
+        if self.position_embeddings is not None:
+            limit = self.position_embeddings.num_embeddings
+            if positions.shape[1] > limit and int(positions.max()) >= limit:
+                raise ValueError(
+                    f"a sequence of {int(positions.max()) + 1} tokens is longer than max_position_embeddings {limit}; "
+                    "truncate it, or raise the limit"
+                )
+            hidden = hidden + self.position_embeddings(positions)
+        return self.dropout(self.norm(hidden))
+
+
+def rotary_factors(
+    positions: Int[Tensor, "B T"], *, head_width: int, theta: float, dtype: torch.dtype
+) -> tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]:
+    """Cosine and sine of every position's rotation angles.
+
+    Args:
+        positions: place of each token in its own sequence.
+        head_width: width K of a head, even.
+        theta: base of the frequencies theta^(-2i/K).
+        dtype: type of the factors; angles are always computed in float32 or wider.
+
+    Returns:
+        cos and sin, to be broadcast over heads.
+
+    Source:
+        Su et al. 2021, "RoFormer", equation 15; the two halves of a head are paired as in transformers.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    exponents = torch.arange(0, head_width, 2, device=positions.device, dtype=wide) / head_width
+    angles = positions[:, None, :, None].to(wide) * theta ** (-exponents)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(
+    x: Float[Tensor, "B H T K"], factors: tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
+) -> Float[Tensor, "B H T K"]:
+    """Rotate the pairs (x_i, x_{i + K/2}) of each head by the position's angles."""
+    cos, sin = factors
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin

@@ -1,0 +1,90 @@
+"""The stack of blocks and what it collects on the way."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sortyard.model.attention.layer import SelfAttention
+from sortyard.model.block import Block, BlockOutput
+from sortyard.model.configuration import SortyardConfig
+from sortyard.model.experts.routing import RoutingRecord
+from sortyard.ops.segments import Segments
+
+
+@dataclass
+class EncoderTrace:
+    """What the blocks reported, layer by layer."""
+
+    hidden_states: list[Tensor] = field(default_factory=list)
+    attentions: list[Tensor] = field(default_factory=list)
+    routing: list[RoutingRecord] = field(default_factory=list)
+
+    @property
+    def aux_loss(self) -> Float[Tensor, ""] | None:
+        """Balance loss, the mean over expert layers."""
+        return torch.stack([record.balance for record in self.routing]).mean() if self.routing else None
+
+    @property
+    def expert_loads(self) -> Float[Tensor, "L E"] | None:
+        """Routed copies per expert layer and expert."""
+        return torch.stack([record.loads for record in self.routing]) if self.routing else None
+
+
+class Encoder(nn.Module):
+    """Blocks in order, then the final norm of a pre-norm model."""
+
+    def __init__(self, config: SortyardConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        has_norm = config.final_norm and config.norm_position == "pre"
+        self.final_norm = (
+            nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.use_bias) if has_norm else nn.Identity()
+        )
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        *,
+        segments: Segments,
+        positions: Int[Tensor, "B T"],
+        token_ids: Int[Tensor, "B T"] | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Float[Tensor, "B T D"], EncoderTrace]:
+        """Run all blocks.
+
+        Args:
+            hidden: embedded tokens.
+            segments: which positions form one sequence.
+            positions: place of each token, for rotary positions.
+            token_ids: vocabulary ids, read by the token-hash router only.
+            output_attentions: collect attention weights.
+
+        Returns:
+            The final states and the trace.
+        """
+        trace = EncoderTrace()
+        for layer in self.layers:
+            trace.hidden_states.append(hidden)
+            output: BlockOutput = layer(
+                hidden,
+                segments=segments,
+                positions=positions,
+                token_ids=token_ids,
+                output_attentions=output_attentions,
+            )
+            hidden = output.hidden
+            if output.attention is not None:
+                trace.attentions.append(output.attention)
+            if output.routing is not None:
+                trace.routing.append(output.routing)
+        hidden = self.final_norm(hidden)
+        trace.hidden_states.append(hidden)
+        return hidden, trace
+
+    def sparsity(self, segments: Segments) -> float | None:
+        """Share of query-key pairs the bucket layers leave out of this batch; None without bucket layers."""
+        attentions = [module for module in self.modules() if isinstance(module, SelfAttention)]
+        values = [value for module in attentions if (value := module.core.sparsity(segments)) is not None]
+        return sum(values) / len(values) if values else None

@@ -1,0 +1,292 @@
+"""The five task heads."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.activations import ACT2FN
+from transformers.utils.generic import can_return_tuple
+
+from sortyard.model.configuration import SortyardConfig
+from sortyard.model.losses import IGNORED, TargetLoss, cross_entropy, sequence_loss
+from sortyard.model.modeling import SortyardModel, SortyardPreTrainedModel
+from sortyard.model.outputs import SortyardHeadOutput, SortyardModelOutput, SortyardQuestionAnsweringOutput
+
+
+class PredictionHead(nn.Module):
+    """Dense, activation, norm: what stands between the encoder and a vocabulary or classifier projection."""
+
+    def __init__(self, config: SortyardConfig, *, activation: str) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
+        self.activation = ACT2FN[activation]
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.use_bias)
+
+    def forward(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        """Transform each state by itself."""
+        return self.norm(self.activation(self.dense(hidden)))
+
+
+def _head_output(
+    outputs: SortyardModelOutput, logits: Tensor, loss: TargetLoss | None, num_items_in_batch: int | Tensor | None
+) -> SortyardHeadOutput:
+    total, task, balance = (
+        (None, None, outputs.aux_loss) if loss is None else loss.weighted(outputs.aux_loss, num_items_in_batch)
+    )
+    return SortyardHeadOutput(loss=total, logits=logits, task_loss=task, aux_loss=balance, **_reports(outputs))
+
+
+def _reports(outputs: SortyardModelOutput) -> dict[str, Any]:
+    names = ("hidden_states", "attentions", "router_logits", "expert_loads", "sparsity")
+    return {name: outputs.get(name) for name in names}
+
+
+class _LanguageModel(SortyardPreTrainedModel):
+    """A head over the vocabulary whose projection is the transposed word embedding."""
+
+    _tied_weights_keys = {"decoder.weight": "model.embeddings.word_embeddings.weight"}  # noqa: RUF012
+
+    def __init__(self, config: SortyardConfig) -> None:
+        super().__init__(config)
+        self.model = SortyardModel(config)
+        self.head = PredictionHead(config, activation=config.hidden_act)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The projection onto the vocabulary."""
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the projection onto the vocabulary."""
+        self.decoder = new_embeddings
+
+
+class SortyardForMaskedLM(_LanguageModel):
+    """Predicts masked tokens."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> SortyardHeadOutput:
+        """Score the vocabulary at every token, or at the targets only.
+
+        Args:
+            input_ids: token ids, some of them masked.
+            attention_mask: 1 at real tokens, 0 at pads.
+            labels: original ids at the targets, -100 elsewhere.
+            num_items_in_batch: targets of the whole optimizer step, if this batch is only a part of it.
+            **kwargs: as in `SortyardModel.forward`.
+
+        Returns:
+            Loss and logits; with labels and `config.sparse_prediction` the logits of the targets only [N, V].
+        """
+        outputs = self.model(input_ids, attention_mask, **kwargs)
+        hidden = outputs.last_hidden_state
+        if labels is None:
+            return _head_output(outputs, self.decoder(self.head(hidden)), None, None)
+        if self.config.sparse_prediction:
+            targets = labels != IGNORED
+            hidden, labels = hidden[targets], labels[targets]
+        logits = self.decoder(self.head(hidden))
+        loss = cross_entropy(logits.flatten(0, -2), labels.flatten())
+        return _head_output(outputs, logits, loss, num_items_in_batch)
+
+
+class SortyardForCausalLM(_LanguageModel, GenerationMixin):
+    """Predicts the next token; attention, buckets and the experts' context never look ahead."""
+
+    def __init__(self, config: SortyardConfig) -> None:
+        config.causal = True
+        super().__init__(config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> SortyardHeadOutput:
+        """Score the next token at every position.
+
+        Args:
+            input_ids: token ids.
+            attention_mask: 1 at real tokens, 0 at pads.
+            labels: the token ids themselves, shifted here; -100 at pads and at the first token of a packed document.
+            num_items_in_batch: targets of the whole optimizer step, if this batch is only a part of it.
+            logits_to_keep: score only that many last positions; 0 = all.
+            **kwargs: as in `SortyardModel.forward`.
+
+        Returns:
+            Loss and logits [B, T, V].
+        """
+        kwargs.pop("past_key_values", None)
+        outputs = self.model(input_ids, attention_mask, **kwargs)
+        logits = self.decoder(self.head(outputs.last_hidden_state[:, -logits_to_keep:]))
+        loss = None
+        if labels is not None:
+            loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return _head_output(outputs, logits, loss, num_items_in_batch)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Generation recomputes the whole prefix: a bucketed prefix has no key cache yet."""
+        kept = {name: kwargs[name] for name in ("logits_to_keep", "output_attentions") if name in kwargs}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, **kept}
+
+
+class SortyardForSequenceClassification(SortyardPreTrainedModel):
+    """Classifies or rates a whole sequence."""
+
+    def __init__(self, config: SortyardConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = SortyardModel(config)
+        self.head = PredictionHead(config, activation=config.classifier_activation)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> SortyardHeadOutput:
+        """Score each sequence (one sequence a row; rows are not packed).
+
+        Args:
+            input_ids: token ids.
+            attention_mask: 1 at real tokens, 0 at pads.
+            labels: class numbers [B], or targets as `config.problem_type` says.
+            num_items_in_batch: sequences of the whole optimizer step, if this batch is only a part of it.
+            **kwargs: as in `SortyardModel.forward`.
+
+        Returns:
+            Loss and logits [B, num_labels].
+        """
+        outputs = self.model(input_ids, attention_mask, **kwargs)
+        pooled = self.head(_pool(outputs.last_hidden_state, attention_mask, self.config.classifier_pooling))
+        logits = self.classifier(self.dropout(pooled))
+        loss = None if labels is None else sequence_loss(logits, labels, self._problem_type(labels))
+        return _head_output(outputs, logits, loss, num_items_in_batch)
+
+    def _problem_type(self, labels: Tensor) -> str:
+        if self.config.problem_type is not None:
+            return str(self.config.problem_type)
+        if self.num_labels == 1:
+            return "regression"
+        return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+class SortyardForTokenClassification(SortyardPreTrainedModel):
+    """Labels every token."""
+
+    def __init__(self, config: SortyardConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = SortyardModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> SortyardHeadOutput:
+        """Score each token.
+
+        Args:
+            input_ids: token ids.
+            attention_mask: 1 at real tokens, 0 at pads.
+            labels: class of each token, -100 where there is none.
+            num_items_in_batch: targets of the whole optimizer step, if this batch is only a part of it.
+            **kwargs: as in `SortyardModel.forward`.
+
+        Returns:
+            Loss and logits [B, T, num_labels].
+        """
+        outputs = self.model(input_ids, attention_mask, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return _head_output(outputs, logits, loss, num_items_in_batch)
+
+
+class SortyardForQuestionAnswering(SortyardPreTrainedModel):
+    """Finds the span of a text that answers a question."""
+
+    def __init__(self, config: SortyardConfig) -> None:
+        super().__init__(config)
+        self.model = SortyardModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        start_positions: Int[Tensor, " B"] | None = None,
+        end_positions: Int[Tensor, " B"] | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+        **kwargs: Any,
+    ) -> SortyardQuestionAnsweringOutput:
+        """Score each token as the first and as the last of the answer.
+
+        Args:
+            input_ids: token ids.
+            attention_mask: 1 at real tokens, 0 at pads.
+            start_positions: index of the answer's first token; outside the row = no target.
+            end_positions: index of its last token.
+            num_items_in_batch: targets of the whole optimizer step, if this batch is only a part of it.
+            **kwargs: as in `SortyardModel.forward`.
+
+        Returns:
+            Loss (mean of start and end) and two logits [B, T].
+        """
+        outputs = self.model(input_ids, attention_mask, **kwargs)
+        start, end = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        total, task, balance = None, None, outputs.aux_loss
+        if start_positions is not None and end_positions is not None:
+            losses = [
+                cross_entropy(logits, _inside(positions, logits.shape[1]))
+                for logits, positions in ((start, start_positions), (end, end_positions))
+            ]
+            both = TargetLoss((losses[0].total + losses[1].total) / 2, losses[0].num_targets)
+            total, task, balance = both.weighted(outputs.aux_loss, num_items_in_batch)
+        return SortyardQuestionAnsweringOutput(
+            loss=total, start_logits=start, end_logits=end, task_loss=task, aux_loss=balance, **_reports(outputs)
+        )
+
+
+def _inside(positions: Tensor, length: int) -> Tensor:
+    flat = positions.flatten()
+    return torch.where((flat >= 0) & (flat < length), flat, IGNORED)
+
+
+def _pool(hidden: Float[Tensor, "B T D"], attention_mask: Tensor | None, pooling: str) -> Float[Tensor, "B D"]:
+    if attention_mask is None:
+        return hidden[:, 0] if pooling == "cls" else hidden.mean(dim=1)
+    real = attention_mask.to(hidden.dtype)
+    if pooling == "cls":  # the first real token: rows may be padded on the left
+        return hidden[torch.arange(len(hidden), device=hidden.device), real.argmax(dim=1)]
+    return (hidden * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp_min(1)

@@ -1,0 +1,75 @@
+"""Losses of the heads, as sums over targets, so that micro-batches add up to the step's exact mean."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+IGNORED = -100
+
+
+class TargetLoss(NamedTuple):
+    """Sum of the losses of a batch's targets, and how many there are."""
+
+    total: Float[Tensor, ""]
+    num_targets: Tensor
+
+    def weighted(
+        self, aux_loss: Tensor | None, num_items_in_batch: int | Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The loss to differentiate, its task part and its balance part.
+
+        Args:
+            aux_loss: balance loss of this batch, or None.
+            num_items_in_batch: targets of the whole optimizer step; None if this batch is the step.
+
+        Returns:
+            Their sum; the task loss (sum over targets / targets of the step); the balance loss, weighted by this
+            batch's share of the step's targets.
+        """
+        targets = self.num_targets.clamp_min(1)
+        whole = targets if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=targets.device)
+        task = self.total / whole
+        if aux_loss is None:
+            return task, task, None
+        balance = aux_loss * (self.num_targets / whole)
+        return task + balance, task, balance
+
+
+def cross_entropy(logits: Float[Tensor, "N V"], labels: Tensor) -> TargetLoss:
+    """Cross-entropy in float32 or wider, summed over the labels that are not -100."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return TargetLoss(
+        F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="sum"), (labels != IGNORED).sum()
+    )
+
+
+def sequence_loss(logits: Float[Tensor, "B C"], labels: Tensor, problem_type: str) -> TargetLoss:
+    """Loss of a sequence classifier.
+
+    Args:
+        logits: one row of scores for each sequence.
+        labels: class numbers [B]; targets [B] or [B, C] for a regression; 0/1 rows [B, C] for several labels at once.
+        problem_type: transformers' name of the three cases.
+
+    Returns:
+        The sum over sequences, each counted once.
+
+    Raises:
+        ValueError: for another problem type.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    count = torch.tensor(labels.shape[0], device=labels.device)
+    if problem_type == "single_label_classification":
+        return cross_entropy(wide, labels.flatten())
+    if problem_type == "regression":
+        return TargetLoss(F.mse_loss(wide, labels.view_as(wide).to(wide.dtype), reduction="none").mean(-1).sum(), count)
+    if problem_type == "multi_label_classification":
+        each = F.binary_cross_entropy_with_logits(wide, labels.to(wide.dtype), reduction="none")
+        return TargetLoss(each.mean(-1).sum(), count)
+    raise ValueError(
+        f"problem_type {problem_type!r} is unknown; use single_label_classification, regression or "
+        "multi_label_classification"
+    )

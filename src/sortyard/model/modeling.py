@@ -1,0 +1,160 @@
+"""`SortyardModel`: embeddings, blocks and transformers' conventions around them."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
+
+from sortyard.model.configuration import SortyardConfig
+from sortyard.model.embeddings import Embeddings
+from sortyard.model.encoder import Encoder
+from sortyard.model.experts.layer import ExpertLayer
+from sortyard.model.experts.options import check_causal
+from sortyard.model.outputs import SortyardModelOutput
+from sortyard.ops.segments import Segments, make_segments
+
+
+class SortyardPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by the encoder and its heads."""
+
+    config_class = SortyardConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Embeddings", "Block"]  # noqa: RUF012
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.padding_idx is not None:
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, ExpertLayer):
+            module.reset_parameters(std)
+
+    def update_expert_bias(self, expert_loads: Float[Tensor, "L E"] | None) -> None:
+        """Move every expert layer's loss-free selection bias; call it once after an optimizer step.
+
+        Args:
+            expert_loads: routed copies per expert layer and expert, summed over the whole step; None without experts.
+        """
+        if expert_loads is None or self.config.bias_update_rate == 0:
+            return
+        layers = [module for module in self.modules() if isinstance(module, ExpertLayer)]
+        for layer, loads in zip(layers, expert_loads, strict=True):
+            layer.update_bias(loads)
+
+
+class SortyardModel(SortyardPreTrainedModel):
+    """The encoder: token ids to token states."""
+
+    def __init__(self, config: SortyardConfig) -> None:
+        super().__init__(config)
+        if config.causal:
+            check_causal(config.options())
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embeddings."""
+        self.embeddings.word_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"] | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Int[Tensor, "B T"] | None = None,
+        position_ids: Int[Tensor, "rows T"] | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        cu_seqlens: Int[Tensor, " boundaries"] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_router_logits: bool | None = None,
+        **kwargs: Any,  # noqa: ARG002 - transformers' callers pass on what concerns their own heads
+    ) -> SortyardModelOutput:
+        """Encode a batch.
+
+        Args:
+            input_ids: token ids; or give `inputs_embeds`.
+            attention_mask: [B, T], 1 at real tokens, 0 at pads; all real when left out.
+            token_type_ids: token types of a model that has them.
+            position_ids: place of each token in its sequence; counted over its real tokens when left out.
+            inputs_embeds: word embeddings instead of ids.
+            cu_seqlens: boundaries of packed sequences over the flattened B * T positions. Attention, positions and
+                the experts' context stay within a sequence.
+            output_attentions: return token-to-token weights; the slow reference path.
+            output_hidden_states: return the states before each block and after the last.
+            output_router_logits: return the gate scores of each expert layer.
+            **kwargs: ignored.
+
+        Returns:
+            The states, and what the layers report.
+
+        Raises:
+            ValueError: if neither or both of ids and embeddings are given, or the mask is not [B, T].
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embeddings.word_embeddings(input_ids)
+        segments = _segments(inputs_embeds, attention_mask, cu_seqlens)
+        positions = segments.positions if position_ids is None else position_ids.expand(inputs_embeds.shape[:2])
+        hidden = self.embeddings(inputs_embeds, positions, token_type_ids)
+        attentions = _flag(output_attentions, self.config.output_attentions)
+        hidden, trace = self.encoder(
+            hidden, segments=segments, positions=positions, token_ids=input_ids, output_attentions=attentions
+        )
+        router_logits = tuple(record.scores for record in trace.routing)
+        return SortyardModelOutput(
+            last_hidden_state=hidden,
+            hidden_states=tuple(trace.hidden_states)
+            if _flag(output_hidden_states, self.config.output_hidden_states)
+            else None,
+            attentions=tuple(trace.attentions) if attentions else None,
+            router_logits=router_logits
+            if _flag(output_router_logits, getattr(self.config, "output_router_logits", False))
+            else None,
+            aux_loss=trace.aux_loss,
+            expert_loads=trace.expert_loads,
+            sparsity=self.encoder.sparsity(segments),
+        )
+
+
+def _flag(given: bool | None, configured: bool) -> bool:
+    return configured if given is None else given
+
+
+def _segments(inputs_embeds: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> Segments:
+    batch_size, length = inputs_embeds.shape[:2]
+    if attention_mask is not None and tuple(attention_mask.shape) != (batch_size, length):
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}; it must be [B, T] = {(batch_size, length)}, "
+            "1 at real tokens and 0 at pads (packed sequences go by cu_seqlens)"
+        )
+    return make_segments(
+        batch_size,
+        length,
+        key_padding_mask=None if attention_mask is None else attention_mask.bool(),
+        cu_seqlens=cu_seqlens,
+        device=inputs_embeds.device,
+    )

@@ -1,0 +1,69 @@
+"""What the model and its heads return, besides transformers' own fields."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class SortyardModelOutput(ModelOutput):
+    """Output of the encoder.
+
+    Args:
+        last_hidden_state: token states [B, T, D]; zeros have no meaning at pads.
+        hidden_states: states before each block and after the last one, if asked for.
+        attentions: token-to-token weights [B, H, T, T] of each layer, if asked for. In a bucket layer a summary's
+            weight is spread evenly over the keys of its branch, so weights times values is the layer's output.
+        router_logits: gate scores [B * T, E] of each expert layer, if asked for.
+        aux_loss: balance loss, mean over expert layers, already times `balance_coef`; None without experts.
+        expert_loads: routed copies per expert [L, E], padding excluded, detached; None without experts.
+        sparsity: share of the query-key pairs that the bucket layers do not compute (summaries count as keys).
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    router_logits: tuple[torch.FloatTensor, ...] | None = None
+    aux_loss: torch.FloatTensor | None = None
+    expert_loads: torch.FloatTensor | None = None
+    sparsity: float | None = None
+
+
+@dataclass
+class SortyardHeadOutput(ModelOutput):
+    """Output of a head over the encoder.
+
+    Args:
+        loss: `task_loss` plus the balance loss by this batch's share of the step's targets.
+        logits: scores; for masked LM with labels and `sparse_prediction`, of the target positions only [N, V].
+        task_loss: sum over targets divided by `num_items_in_batch`, or by their number here.
+        aux_loss, expert_loads, router_logits, hidden_states, attentions, sparsity: as in `SortyardModelOutput`;
+            `aux_loss` is weighted by the same share.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    task_loss: torch.FloatTensor | None = None
+    aux_loss: torch.FloatTensor | None = None
+    router_logits: tuple[torch.FloatTensor, ...] | None = None
+    expert_loads: torch.FloatTensor | None = None
+    sparsity: float | None = None
+
+
+@dataclass
+class SortyardQuestionAnsweringOutput(ModelOutput):
+    """Output of the extractive question-answering head; fields as in `SortyardHeadOutput`."""
+
+    loss: torch.FloatTensor | None = None
+    start_logits: torch.FloatTensor | None = None
+    end_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    task_loss: torch.FloatTensor | None = None
+    aux_loss: torch.FloatTensor | None = None
+    router_logits: tuple[torch.FloatTensor, ...] | None = None
+    expert_loads: torch.FloatTensor | None = None
+    sparsity: float | None = None
