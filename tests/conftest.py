@@ -7,7 +7,18 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-install_import_hook(["sortyard.ops", "sortyard.model"], "beartype.beartype")
+
+# The options are left out: pydantic checks them itself, and beartype cannot decorate methods that return Self.
+CHECKED = [
+    "sortyard.ops",
+    *(
+        f"sortyard.model.{name}"
+        for name in ("block", "embeddings", "encoder", "feed_forward", "heads", "losses", "modeling")
+    ),
+    *(f"sortyard.model.attention.{name}" for name in ("bucket", "dense", "layer")),
+    *(f"sortyard.model.experts.{name}" for name in ("balance", "context", "layer", "router", "routing")),
+]
+install_import_hook(CHECKED, "beartype.beartype")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

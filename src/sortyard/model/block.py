@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sortyard.model.attention.layer import SelfAttention
 from sortyard.model.configuration import SortyardConfig
@@ -22,7 +21,7 @@ class BlockOutput(NamedTuple):
     routing: RoutingRecord | None
 
 
-class Block(GradientCheckpointingLayer):
+class Block(nn.Module):
     """Attention, then a dense or routed feed-forward layer, with the norms before or after."""
 
     def __init__(self, config: SortyardConfig, layer: int) -> None:
@@ -79,9 +78,10 @@ class Block(GradientCheckpointingLayer):
     def _feed_forward(
         self, hidden: Tensor, segments: Segments, token_ids: Tensor | None
     ) -> tuple[Tensor, RoutingRecord | None]:
-        if isinstance(self.ffn, ExpertLayer):
-            return self.ffn(hidden, segments=segments, token_ids=token_ids)
-        return self.ffn(hidden), None
+        if not isinstance(self.ffn, ExpertLayer):
+            return self.ffn(hidden), None
+        routed: tuple[Tensor, RoutingRecord] = self.ffn(hidden, segments=segments, token_ids=token_ids)
+        return routed
 
 
 def _norm(config: SortyardConfig) -> nn.LayerNorm:

@@ -55,7 +55,8 @@ class Embeddings(nn.Module):
                     "truncate it, or raise the limit"
                 )
             hidden = hidden + self.position_embeddings(positions)
-        return self.dropout(self.norm(hidden))
+        out: Tensor = self.dropout(self.norm(hidden))
+        return out
 
 
 def rotary_factors(

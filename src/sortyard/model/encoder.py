@@ -1,12 +1,15 @@
 """The stack of blocks and what it collects on the way."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sortyard.model.attention.layer import SelfAttention
+from sortyard.model.attention.bucket import BucketCore
 from sortyard.model.block import Block, BlockOutput
 from sortyard.model.configuration import SortyardConfig
 from sortyard.model.experts.routing import RoutingRecord
@@ -33,7 +36,15 @@ class EncoderTrace:
 
 
 class Encoder(nn.Module):
-    """Blocks in order, then the final norm of a pre-norm model."""
+    """Blocks in order, then the final norm of a pre-norm model.
+
+    `gradient_checkpointing` and `_gradient_checkpointing_func` are set by transformers when activation checkpointing is
+    switched on. Its own checkpointing layer is not used: importing it loads every Auto class, which would in turn load
+    this module.
+    """
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., BlockOutput]
 
     def __init__(self, config: SortyardConfig) -> None:
         super().__init__()
@@ -67,7 +78,8 @@ class Encoder(nn.Module):
         trace = EncoderTrace()
         for layer in self.layers:
             trace.hidden_states.append(hidden)
-            output: BlockOutput = layer(
+            output = self._run(
+                layer,
                 hidden,
                 segments=segments,
                 positions=positions,
@@ -83,8 +95,14 @@ class Encoder(nn.Module):
         trace.hidden_states.append(hidden)
         return hidden, trace
 
+    def _run(self, layer: nn.Module, hidden: Tensor, **inputs: Any) -> BlockOutput:
+        call = partial(layer, **inputs)
+        if self.gradient_checkpointing and self.training:
+            return self._gradient_checkpointing_func(call, hidden)
+        output: BlockOutput = call(hidden)
+        return output
+
     def sparsity(self, segments: Segments) -> float | None:
         """Share of query-key pairs the bucket layers leave out of this batch; None without bucket layers."""
-        attentions = [module for module in self.modules() if isinstance(module, SelfAttention)]
-        values = [value for module in attentions if (value := module.core.sparsity(segments)) is not None]
+        values = [module.sparsity(segments) for module in self.modules() if isinstance(module, BucketCore)]
         return sum(values) / len(values) if values else None

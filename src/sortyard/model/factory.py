@@ -57,4 +57,6 @@ def build_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return HEADS[head](config).train()
+        model = HEADS[head](config)
+    model.train()
+    return model

@@ -23,7 +23,10 @@ class FeedForward(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Apply to every token by itself."""
-        if not self.gated:
-            return self.down_proj(self.activation(self.up_proj(hidden)))
-        gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
-        return self.down_proj(self.activation(gate) * up)
+        if self.gated:
+            gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+            inner = self.activation(gate) * up
+        else:
+            inner = self.activation(self.up_proj(hidden))
+        out: Tensor = self.down_proj(inner)
+        return out

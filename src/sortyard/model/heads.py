@@ -26,7 +26,8 @@ class PredictionHead(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Transform each state by itself."""
-        return self.norm(self.activation(self.dense(hidden)))
+        out: Tensor = self.norm(self.activation(self.dense(hidden)))
+        return out
 
 
 def _head_output(
@@ -59,7 +60,7 @@ class _LanguageModel(SortyardPreTrainedModel):
         """The projection onto the vocabulary."""
         return self.decoder
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the projection onto the vocabulary."""
         self.decoder = new_embeddings
 
@@ -142,7 +143,9 @@ class SortyardForCausalLM(_LanguageModel, GenerationMixin):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Generation recomputes the whole prefix: a bucketed prefix has no key cache yet."""
-        kept = {name: kwargs[name] for name in ("logits_to_keep", "output_attentions") if name in kwargs}
+        kept: dict[str, Any] = {
+            name: kwargs[name] for name in ("logits_to_keep", "output_attentions") if name in kwargs
+        }
         return {"input_ids": input_ids, "attention_mask": attention_mask, **kept}
 
 

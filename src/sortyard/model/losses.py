@@ -41,9 +41,7 @@ class TargetLoss(NamedTuple):
 def cross_entropy(logits: Float[Tensor, "N V"], labels: Tensor) -> TargetLoss:
     """Cross-entropy in float32 or wider, summed over the labels that are not -100."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return TargetLoss(
-        F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="sum"), (labels != IGNORED).sum()
-    )
+    return TargetLoss(F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="sum"), (labels != IGNORED).sum())
 
 
 def sequence_loss(logits: Float[Tensor, "B C"], labels: Tensor, problem_type: str) -> TargetLoss:

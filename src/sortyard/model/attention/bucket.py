@@ -33,8 +33,8 @@ class BucketCore(nn.Module):
         """Token-to-token weights from the relation, a summary's weight spread over the keys of its branch."""
         return bucket_weights(q, k, self.spec, causal=self.causal, segments=segments)
 
-    def sparsity(self, segments: Segments) -> float | None:
-        """Share of the batch's query-key pairs that are not computed."""
+    def sparsity(self, segments: Segments) -> float:
+        """Share of the batch's query-key pairs that are not computed; 0 for a batch of pads."""
         pairs = sum(n * n for n in segments.lengths)
         kept = sum(n * n * (1 - expected_sparsity(self.spec, n, causal=self.causal)) for n in segments.lengths)
-        return 1 - kept / pairs if pairs else None
+        return 1 - kept / pairs if pairs else 0.0

@@ -25,16 +25,10 @@ class DenseCore(nn.Module):
         dropout_p: float,
     ) -> Float[Tensor, "B H T K"]:
         """Attend; zeros at pads."""
-        return dense_attention(
-            q, k, v, segments=segments, causal=self.causal, window=self.window, dropout_p=dropout_p
-        )
+        return dense_attention(q, k, v, segments=segments, causal=self.causal, window=self.window, dropout_p=dropout_p)
 
     def weights(
         self, q: Float[Tensor, "B H T K"], k: Float[Tensor, "B H T K"], *, segments: Segments
     ) -> Float[Tensor, "B H T T"]:
         """The weights that `forward` multiplies the values with, materialised."""
         return dense_weights(q, k, segments=segments, causal=self.causal, window=self.window)
-
-    def sparsity(self, segments: Segments) -> float | None:
-        """Dense attention leaves nothing out that sparsity counts."""
-        return None

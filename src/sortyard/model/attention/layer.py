@@ -1,7 +1,5 @@
 """Projections around an attention core."""
 
-from typing import Protocol
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -11,18 +9,6 @@ from sortyard.model.attention.dense import DenseCore
 from sortyard.model.configuration import SortyardConfig
 from sortyard.model.embeddings import rotary_factors, rotate
 from sortyard.ops.segments import Segments
-
-
-class Core(Protocol):
-    """What turns queries, keys and values [B, H, T, K] into outputs of the same shape."""
-
-    def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, segments: Segments, dropout_p: float
-    ) -> Tensor: ...
-
-    def weights(self, q: Tensor, k: Tensor, *, segments: Segments) -> Tensor: ...
-
-    def sparsity(self, segments: Segments) -> float | None: ...
 
 
 def make_core(config: SortyardConfig, layer: int) -> BucketCore | DenseCore:
@@ -84,9 +70,7 @@ class SelfAttention(nn.Module):
         shape = (*hidden.shape[:2], self.num_heads, self.head_width)
         q, k, v = (proj(hidden).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.rotary_theta is not None:
-            factors = rotary_factors(
-                positions, head_width=self.head_width, theta=self.rotary_theta, dtype=q.dtype
-            )
+            factors = rotary_factors(positions, head_width=self.head_width, theta=self.rotary_theta, dtype=q.dtype)
             q, k = rotate(q, factors), rotate(k, factors)
         return q, k, v
 

@@ -1,6 +1,6 @@
 """The attention's settings; imports no torch."""
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,16 +8,22 @@ from sortyard.options import Options
 
 if TYPE_CHECKING:
     from sortyard.ops.bucket_attention.spec import BucketSpec
+else:  # a name to look up when it is asked for: importing it here would import torch
+    BucketSpec = "sortyard.ops.bucket_attention.spec.BucketSpec"
 
 
 class AttentionOptions(Options):
     """Bucket or dense attention, and how the buckets are made."""
 
-    attention: Literal["bucket", "dense"] = Field("bucket", description="bucket attention, or dense attention throughout")
+    attention: Literal["bucket", "dense"] = Field(
+        "bucket", description="bucket attention, or dense attention throughout"
+    )
     selection: Literal["tree", "rounds"] = Field(
         "tree", description="how keys are chosen: a content tree with summaries, or LSH rounds without"
     )
-    bucket_size: int = Field(16, ge=1, le=65_536, description="keys in a bucket; the number of buckets follows the length")
+    bucket_size: int = Field(
+        16, ge=1, le=65_536, description="keys in a bucket; the number of buckets follows the length"
+    )
     query_chunk: int = Field(64, ge=1, le=65_536, description="consecutive queries that choose together (tree)")
     near_buckets: int = Field(4, ge=1, le=65_536, description="buckets a query chunk reads exactly (tree)")
     beam: int = Field(8, ge=1, le=65_536, description="branches that stay open at each level of the descent (tree)")
@@ -28,7 +34,9 @@ class AttentionOptions(Options):
         "gray", description="hash function of a round (rounds); random and sign_sum are controls"
     )
     num_hash_rounds: int = Field(2, ge=1, le=64, description="hash functions whose buckets are united (rounds)")
-    multiset: bool = Field(False, description="count a pair once for each round that meets it, instead of once (rounds)")
+    multiset: bool = Field(
+        False, description="count a pair once for each round that meets it, instead of once (rounds)"
+    )
     local_window: int = Field(16, ge=0, le=1_048_576, description="exact keys on each side of a query, in positions")
     num_global_tokens: int = Field(1, ge=0, le=4_096, description="first tokens that every query reads exactly")
     target_sparsity: float | None = Field(
@@ -38,10 +46,12 @@ class AttentionOptions(Options):
         None, ge=1, le=1_048_576, description="fixed number of buckets that does not follow the length (an ablation)"
     )
     dense_up_to: int = Field(64, ge=0, le=1_048_576, description="sequences of at most this many tokens are dense")
-    bucket_seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the tree's directions and the hash projections")
+    bucket_seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="seed of the tree's directions and the hash projections"
+    )
 
     @model_validator(mode="after")
-    def _check_attention_rules(self) -> Self:
+    def _check_attention_rules(self) -> "AttentionOptions":
         if self.target_sparsity is not None and self.num_buckets is not None:
             raise ValueError(
                 f"num_buckets is {self.num_buckets} and target_sparsity is {self.target_sparsity}; "
@@ -53,7 +63,7 @@ class AttentionOptions(Options):
             raise ValueError("multiset is true; selection 'tree' meets a pair once only: use selection 'rounds'")
         return self
 
-    def to_spec(self) -> "BucketSpec":
+    def to_spec(self) -> BucketSpec:
         """The same settings as the value that the attention operation takes."""
         from sortyard.ops.bucket_attention.spec import BucketSpec
 

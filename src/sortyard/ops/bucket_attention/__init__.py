@@ -1,0 +1,108 @@
+"""Bucket attention: softmax attention over exact keys nearby and summaries of the rest; README.md derives it."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sortyard.ops.bucket_attention.backend import choose_backend
+from sortyard.ops.bucket_attention.dense import dense_attention
+from sortyard.ops.bucket_attention.groups import Group, make_groups, scatter_groups
+from sortyard.ops.bucket_attention.reference import attend_relation, reference_relation
+from sortyard.ops.bucket_attention.relation import bucket_relation
+from sortyard.ops.bucket_attention.relation_value import BucketRelation, relation_sparsity
+from sortyard.ops.bucket_attention.rounds import rounds_attention
+from sortyard.ops.bucket_attention.shapes import RoundsShape, expected_sparsity, resolve_shape
+from sortyard.ops.bucket_attention.spec import BucketSpec
+from sortyard.ops.bucket_attention.tree import tree_attention
+from sortyard.ops.bucket_attention.weights import bucket_weights, dense_weights
+from sortyard.ops.segments import Segments, find_segments, make_segments
+
+
+def bucket_attention(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T K"],
+    spec: BucketSpec,
+    *,
+    causal: bool = False,
+    key_padding_mask: Bool[Tensor, "B T"] | None = None,
+    cu_seqlens: Int[Tensor, " boundaries"] | None = None,
+    backend: str | None = None,
+    global_tokens: Bool[Tensor, "B T"] | None = None,
+    segments: Segments | None = None,
+    dropout_p: float = 0.0,
+) -> Float[Tensor, "B H T K"]:
+    """Softmax attention over the exact keys and the summaries of each query's own sequence.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        spec: Which pairs are exact.
+        causal: Whether a query sees only keys at or before it; the choice of buckets then looks back only, too.
+        key_padding_mask: True at real tokens.
+        cu_seqlens: Boundaries of packed sequences over the flattened B * T positions.
+        backend: "reference" or "cpu"; chosen when left out.
+        global_tokens: Tokens that every query of their sequence reads, besides the first ones.
+        segments: The batch's sequences, instead of key_padding_mask and cu_seqlens.
+        dropout_p: Probability of dropping a weight, in [0, 1); the reference drops none.
+
+    Returns:
+        One output a query; zeros at pads.
+
+    Raises:
+        ValueError: segments given twice or of another shape, an unknown backend, or a hash that cannot be causal.
+    """
+    segments = find_segments(
+        q.shape[0],
+        q.shape[2],
+        segments=segments,
+        key_padding_mask=key_padding_mask,
+        cu_seqlens=cu_seqlens,
+        device=q.device,
+    )
+    if choose_backend(backend) == "reference":
+        return attend_relation(
+            q, k, v, reference_relation(q, k, spec, segments=segments, causal=causal, global_tokens=global_tokens)
+        )
+    if all(resolve_shape(spec, length, causal) is None for length in segments.lengths):
+        return dense_attention(q, k, v, segments=segments, causal=causal, dropout_p=dropout_p)
+    with torch.autocast(q.device.type, enabled=False):
+        groups = make_groups(segments, spec, causal=causal, global_tokens=global_tokens)
+        outputs = []
+        for group in groups:
+            query, key, value = (group.gather(x) for x in (q, k, v))
+            out = _attend_group(query, key, value, spec, group=group, causal=causal, dropout_p=dropout_p)
+            outputs.append((group, out))
+        return scatter_groups(outputs, like=q)
+
+
+def _attend_group(
+    q: Float[Tensor, "S H n K"],
+    k: Float[Tensor, "S H n K"],
+    v: Float[Tensor, "S H n K"],
+    spec: BucketSpec,
+    *,
+    group: Group,
+    causal: bool,
+    dropout_p: float,
+) -> Float[Tensor, "S H n K"]:
+    if group.shape is None:
+        within = make_segments(*group.real.shape, key_padding_mask=group.real, device=q.device)
+        return dense_attention(q, k, v, segments=within, causal=causal, dropout_p=dropout_p)
+    attend = rounds_attention if isinstance(group.shape, RoundsShape) else tree_attention
+    return attend(q, k, v, spec, group=group, causal=causal, dropout_p=dropout_p)
+
+
+__all__ = [
+    "BucketRelation",
+    "BucketSpec",
+    "bucket_attention",
+    "bucket_relation",
+    "bucket_weights",
+    "choose_backend",
+    "dense_attention",
+    "dense_weights",
+    "expected_sparsity",
+    "relation_sparsity",
+]

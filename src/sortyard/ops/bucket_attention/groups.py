@@ -1,0 +1,118 @@
+"""Sequences of one shape side by side: out of the batch, and back into it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sortyard.ops.bucket_attention.shapes import RoundsShape, TreeShape, resolve_shape
+from sortyard.ops.bucket_attention.spec import BucketSpec
+from sortyard.ops.segments import Segments
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences that share a shape, padded at their ends to the longest one's length n.
+
+    Args:
+        shape: How their buckets are made; None for dense attention.
+        sequences: Their numbers in the segments.
+        lengths: Their real tokens.
+        tokens: Flattened b * T + t of each place, 0 at pads; None if the group is the whole batch as it lies.
+        real: Which places hold a token.
+        globals_at: Positions of the global tokens, -1 at places without one.
+    """
+
+    shape: TreeShape | RoundsShape | None
+    sequences: tuple[int, ...]
+    lengths: tuple[int, ...]
+    tokens: Int[Tensor, "S n"] | None
+    real: Bool[Tensor, "S n"]
+    globals_at: Int[Tensor, "S g"]
+
+    @property
+    def length(self) -> int:
+        """The longest sequence's tokens n."""
+        return max(self.lengths)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no sequence is padded."""
+        return min(self.lengths) == max(self.lengths)
+
+    def gather(self, x: Float[Tensor, "B H T K"]) -> Float[Tensor, "S H n K"]:
+        """Take the group's tokens out of a batch."""
+        if self.tokens is None:
+            return x
+        return x.transpose(1, 2).flatten(0, 1)[self.tokens].transpose(1, 2)
+
+
+def make_groups(
+    segments: Segments,
+    spec: BucketSpec,
+    *,
+    causal: bool,
+    global_tokens: Bool[Tensor, "B T"] | None,
+) -> Iterator[Group]:
+    """Group the sequences of a batch by the shape of their buckets.
+
+    Args:
+        segments: The batch's sequences.
+        spec: The attention's settings.
+        causal: Whether a query sees only keys at or before it.
+        global_tokens: Tokens that every query reads, besides the first ones; counting them costs a host sync.
+
+    Yields:
+        The groups, in order of their first sequence.
+    """
+    members: dict[tuple[TreeShape | RoundsShape | None, int], list[int]] = {}
+    for number, length in enumerate(segments.lengths):
+        shape = resolve_shape(spec, length, causal)
+        members.setdefault((shape, length.bit_length() if shape is None else 0), []).append(number)
+    for (shape, _), numbers in members.items():
+        yield _make_group(segments, spec, shape, numbers, global_tokens)
+
+
+def _make_group(
+    segments: Segments,
+    spec: BucketSpec,
+    shape: TreeShape | RoundsShape | None,
+    numbers: list[int],
+    global_tokens: Bool[Tensor, "B T"] | None,
+) -> Group:
+    lengths = tuple(segments.lengths[number] for number in numbers)
+    device = segments.token_index.device
+    place = torch.arange(max(lengths), device=device)
+    real = place < torch.tensor(lengths, device=device)[:, None]
+    tokens = None
+    if not segments.is_trivial:
+        starts = [0]
+        for length in segments.lengths:
+            starts.append(starts[-1] + length)
+        first = torch.tensor([starts[number] for number in numbers], device=device)
+        tokens = segments.token_index[torch.where(real, first[:, None] + place, 0)]
+    chosen = (place < spec.num_global_tokens) & real
+    count = min(spec.num_global_tokens, max(lengths))
+    if global_tokens is not None:
+        marked = global_tokens if tokens is None else global_tokens.flatten()[tokens]
+        chosen = chosen | (marked & real)
+        count = int(chosen.sum(-1).max())
+    at = (~chosen).to(torch.uint8).argsort(dim=-1, stable=True)[:, :count]
+    return Group(shape, tuple(numbers), lengths, tokens, real, torch.where(chosen.gather(-1, at), at, -1))
+
+
+def scatter_groups(
+    outputs: list[tuple[Group, Float[Tensor, "_S H _n K"]]], *, like: Float[Tensor, "B H T K"]
+) -> Float[Tensor, "B H T K"]:
+    """Put the groups' outputs back to their places in the batch; pads become zeros."""
+    if len(outputs) == 1 and outputs[0][0].tokens is None:
+        return outputs[0][1]
+    B, H, T, K = like.shape
+    tokens = [group.tokens[group.real] for group, _ in outputs if group.tokens is not None]
+    values = [out.transpose(1, 2)[group.real] for group, out in outputs]
+    flat = like.new_zeros(B * T, H, K)
+    if values:
+        flat = flat.index_copy(0, torch.cat(tokens), torch.cat(values))
+    return flat.view(B, T, H, K).transpose(1, 2)
