@@ -1,0 +1,270 @@
+"""The training loop."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sortyard.data.batches import BatchSource
+from sortyard.errors import InputError
+from sortyard.objectives.total import Objective
+from sortyard.training.checkpoint import CheckpointStore
+from sortyard.training.evaluating import Evaluate, Evaluation
+from sortyard.training.optimizer import build_optimizer
+from sortyard.training.options import LoopOptions, OptimizerOptions, ScheduleOptions
+from sortyard.training.precision import Precision
+from sortyard.training.progress import NoProgress, Progress
+from sortyard.training.recorder import Recorder
+from sortyard.training.run_folder import RunFolder
+from sortyard.training.schedule import lr_factor
+from sortyard.training.session import Session, prepare_device
+from sortyard.training.state import TrainState
+from sortyard.training.step import Stepper, StepResult
+from sortyard.training.stop_signals import StopSignals
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Args:
+        steps: finished steps.
+        total_steps: steps the run was meant to take.
+        reason: "steps", "max_seconds" or "early_stopping".
+        tokens: real tokens seen.
+        seconds: training time, without evaluation and saving.
+        best_value: best evaluation by the chosen metric; None without evaluation.
+        best_step: finished steps at that evaluation; 0 without evaluation.
+        was_finished: whether the run was complete before this call, which then did nothing.
+    """
+
+    steps: int
+    total_steps: int
+    reason: str
+    tokens: int
+    seconds: float
+    best_value: float | None
+    best_step: int
+    was_finished: bool
+
+
+def train(
+    model: Any,
+    *,
+    source: BatchSource,
+    objective: Objective,
+    loop: LoopOptions,
+    optimizer: OptimizerOptions,
+    schedule: ScheduleOptions,
+    run: RunFolder,
+    seed: int,
+    evaluate: Evaluate | None = None,
+    best_metric: str | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train a model, or go on with a run that was interrupted.
+
+    A resumed run ends with the same bits as an uninterrupted one on the same torch, threads and device: batches and
+    dropout are functions of the seed and the step, and a checkpoint holds everything else.
+
+    Args:
+        model: a head of sortyard.model as built for this run's first step; checkpoints replace its weights.
+        source: the training data.
+        objective: what to minimise.
+        loop: how long, in what portions, what to write.
+        optimizer: AdamW's settings.
+        schedule: the learning rate over the steps.
+        run: the run's folder; its newest good checkpoint, if any, is where training goes on.
+        seed: seed of dropout.
+        evaluate: measures the model, which it gets in evaluation mode and without gradients.
+        best_metric: which of its figures decides about the best weights and early stopping; names ending in loss,
+            perplexity or error are better when lower.
+        progress: the display; None shows nothing.
+
+    Returns:
+        How the run ended; the model holds the exported weights.
+
+    Raises:
+        InputError: the options do not fit together, the loss stays non-finite, or files cannot be used.
+        KeyboardInterrupt: Ctrl-C, after a checkpoint.
+        SystemExit: SIGTERM, after a checkpoint; its code is 143.
+    """
+    if (loop.keep_best or loop.early_stopping_patience) and (evaluate is None or best_metric is None):
+        raise InputError("keep_best and early_stopping_patience need evaluation data: turn them off, or give some")
+    display = progress or NoProgress()
+    session = _open_session(model, loop=loop, optimizer=optimizer, run=run, display=display)
+    was_resumed = session.restore()
+    state, total = session.state, loop.total_steps(source.steps_per_epoch)
+    if state.finished:
+        session.finish(run, keep_best=loop.keep_best)
+        display.message(f"{run.path} finished at step {state.step} ({state.finished}): there is nothing left to do")
+        return _result(state, total=total, was_finished=True)
+
+    recorder = _open_recorder(session, run, loop=loop, display=display, steps_per_epoch=source.steps_per_epoch)
+    stepper = Stepper(
+        model,
+        objective=objective,
+        optimizer=session.optimizer,
+        precision=session.precision,
+        max_grad_norm=loop.max_grad_norm,
+        lr=lambda step: optimizer.lr * lr_factor(step, total, schedule),
+        seed=seed,
+    )
+    evaluation = None if evaluate is None else Evaluation(evaluate, best_metric, loop)
+    with _recorded(recorder, state):
+        display.start(total=total, done=state.step)
+        recorder.event("resume" if was_resumed else "start", step=state.step, total_steps=total)
+        for note in session.notes:
+            recorder.warn(note, step=state.step)
+        _run(
+            session,
+            source=source,
+            stepper=stepper,
+            evaluation=evaluation,
+            loop=loop,
+            total=total,
+            recorder=recorder,
+        )
+    return _result(state, total=total, was_finished=False)
+
+
+def _run(
+    session: Session,
+    *,
+    source: BatchSource,
+    stepper: Stepper,
+    evaluation: Evaluation | None,
+    loop: LoopOptions,
+    total: int,
+    recorder: Recorder,
+) -> None:
+    """The loop itself: fetch, step, evaluate, record, save."""
+    state, run = session.state, recorder.run
+    with StopSignals() as signals:
+        while not state.finished:
+            started = time.perf_counter()
+            result = stepper.take(source.step(state.step), step=state.step)
+            state.advance(result, seconds=time.perf_counter() - started)
+            _report_trouble(result, state, source=source, loop=loop, recorder=recorder)
+            state.finished = _reason_to_finish(state, total=total, loop=loop)
+
+            is_best = False
+            if evaluation is not None and (state.finished or _is_due(state.step, loop.eval_every)):
+                is_best = evaluation.run(session.model, state=state, recorder=recorder)
+            recorder.step(state, lr=result.lr, is_due=bool(state.finished) or _is_due(state.step, loop.log_every))
+
+            stop = signals.received
+            is_save_due = _is_due(state.step, loop.checkpoint_every) or (is_best and loop.keep_best)
+            if is_save_due or stop or state.finished:
+                session.save(run)
+            if stop is not None and not state.finished:
+                recorder.event("stop", step=state.step, signal=stop.name)
+                recorder.progress.message(f"stopped at step {state.step}; continue with `sortyard resume {run.path}`")
+                signals.leave()
+        session.finish(run, keep_best=loop.keep_best)
+        if signals.received is not None:
+            signals.leave()
+
+
+def _open_session(
+    model: Any, *, loop: LoopOptions, optimizer: OptimizerOptions, run: RunFolder, display: Progress
+) -> Session:
+    def warn(message: str) -> None:
+        run.append_event("warning", message=message)
+        display.message(f"warning: {message}")
+
+    device = prepare_device(loop)
+    model.to(device)
+    model.train()
+    if loop.activation_checkpointing:
+        # transformers 5.23 warns about the second name; drop it once every transformers we allow knows the first
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable = next(getattr(model, name) for name in names if hasattr(model, name))
+        enable({"use_reentrant": False})
+    return Session(
+        model,
+        optimizer=build_optimizer(model, optimizer),
+        precision=Precision(loop.precision, device=device),
+        store=CheckpointStore(run.checkpoints, keep=loop.keep_checkpoints, warn=warn),
+    )
+
+
+def _open_recorder(
+    session: Session, run: RunFolder, *, loop: LoopOptions, display: Progress, steps_per_epoch: int
+) -> Recorder:
+    step = session.state.step
+    run.cut_after(step)
+    return Recorder(
+        run,
+        progress=display,
+        device=session.precision.device,
+        steps_per_epoch=steps_per_epoch,
+        tensorboard=loop.tensorboard,
+        first_step=step,
+    )
+
+
+@contextmanager
+def _recorded(recorder: Recorder, state: TrainState) -> Iterator[None]:
+    """Write an error to the events, and turn one of the file system into a message; close the records in any case."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # a full disk must not hide the error
+            recorder.event("error", step=state.step, message=str(error))
+        if not isinstance(error, OSError):
+            raise
+        path = recorder.run.path
+        raise InputError(
+            f"{error.filename or path}: {error.strerror or error}; training broke off after step {state.step}. "
+            f"Mend that, then continue with `sortyard resume {path}`"
+        ) from error
+    finally:
+        recorder.close()
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _reason_to_finish(state: TrainState, *, total: int, loop: LoopOptions) -> str:
+    if state.step >= total:
+        return "steps"
+    return "max_seconds" if loop.max_seconds and state.seconds >= loop.max_seconds else ""
+
+
+def _report_trouble(
+    result: StepResult, state: TrainState, *, source: BatchSource, loop: LoopOptions, recorder: Recorder
+) -> None:
+    """Warn about a step without an update; give up after too many bad ones in a row."""
+    if result.outcome == "updated":
+        return
+    first = (state.step - 1) * source.samples_per_step
+    where = f"step {state.step} (samples {first} to {first + source.samples_per_step - 1} in the run's order)"
+    what = {
+        "no_targets": "no token or sample has a label",
+        "overflow": "the float16 gradient overflowed and the loss scale was lowered",
+        "bad": "the gradient is not finite"
+        if result.bad_micro_batch < 0
+        else f"the loss of micro-batch {result.bad_micro_batch} is not finite",
+    }[result.outcome]
+    recorder.warn(f"{where}: {what}; the weights stay as they are", step=state.step)
+    if state.bad_steps >= loop.max_bad_steps:
+        raise InputError(
+            f"{where}: {what}, as in the {state.bad_steps - 1} steps before (max_bad_steps is {loop.max_bad_steps}): "
+            "look at these samples, lower lr, or train in fp32 or bf16"
+        )
+
+
+def _result(state: TrainState, *, total: int, was_finished: bool) -> TrainResult:
+    return TrainResult(
+        steps=state.step,
+        total_steps=total,
+        reason=state.finished,
+        tokens=state.tokens,
+        seconds=state.seconds,
+        best_value=state.best_value,
+        best_step=state.best_step,
+        was_finished=was_finished,
+    )

@@ -1,0 +1,92 @@
+"""Keeps a run's records: metrics, routing, events, TensorBoard and the progress display, in step with its state."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sortyard.training.metrics import Window, load_shares, peak_memory_bytes
+from sortyard.training.progress import Progress
+from sortyard.training.run_folder import RunFolder
+from sortyard.training.state import TrainState
+
+
+class Recorder:
+    """Writes what happens to the run's folder and shows it.
+
+    Args:
+        run: the run's folder, already cut back to the state's step.
+        progress: the display.
+        device: whose memory to report.
+        steps_per_epoch: optimizer steps in one pass over the data.
+        tensorboard: whether to write TensorBoard's files too.
+        first_step: finished steps at the start; what TensorBoard holds beyond them is hidden.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        *,
+        progress: Progress,
+        device: torch.device,
+        steps_per_epoch: int,
+        tensorboard: bool,
+        first_step: int,
+    ):
+        self.run = run
+        self.progress = progress
+        self._device = device
+        self._steps_per_epoch = steps_per_epoch
+        self._writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            self._writer = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1 if first_step else None)
+
+    def step(self, state: TrainState, *, lr: float, is_due: bool) -> None:
+        """Show a finished step; if a line is due, write the window's averages and begin a new window."""
+        averages = state.window.averages()
+        memory = peak_memory_bytes(self._device)
+        self.progress.update({"step": state.step, "memory_bytes": memory, **averages})
+        if not is_due:
+            return
+        values = {
+            "epoch": state.step / self._steps_per_epoch,
+            **averages,
+            "lr": lr,
+            "tokens": state.tokens,
+            "memory_bytes": memory,
+            "seconds": state.seconds,
+        }
+        self._write("train", state.step, values)
+        loads = state.window.loads()
+        if loads is not None:
+            self.run.append_routing(state.step, load_shares(loads).astype("float32"))
+        state.window = Window()
+
+    def evaluation(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Write an evaluation's metrics."""
+        self._write("eval", step, metrics)
+        self.event("evaluation", step=step)
+
+    def event(self, event: str, *, step: int, **details: Any) -> None:
+        """Write an event."""
+        self.run.append_event(event, step=step, **details)
+
+    def warn(self, message: str, *, step: int) -> None:
+        """Write and show a warning."""
+        self.event("warning", step=step, message=message)
+        self.progress.message(f"warning: {message}")
+
+    def close(self) -> None:
+        """Finish TensorBoard's file and the display."""
+        if self._writer is not None:
+            self._writer.close()
+        self.progress.stop()
+
+    def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        self.run.append_metric(kind, step, values)
+        if self._writer is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)

@@ -1,0 +1,150 @@
+"""The folder of one run: the only place that knows the names of its files.
+
+Nothing here imports torch, so reports and the command line open a run quickly.
+"""
+
+import io
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from sortyard.errors import InputError
+from sortyard.training.files import replace_bytes, sync
+from sortyard.training.json_lines import append_line, keep_lines, plain, read_lines
+
+
+class RunFolder:
+    """Paths and records of one run.
+
+    Use `create` for a new run and `open` for one that exists.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.resolved = path / "resolved.yaml"
+        self.environment = path / "env.json"
+        self.metrics = path / "metrics.jsonl"
+        self.events = path / "events.jsonl"
+        self.routing = path / "routing.npz"
+        self.report = path / "report.html"
+        self.card = path / "README.md"
+        self.model = path / "model"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.eval = path / "eval"
+        self._routing_steps: list[int] = []
+        self._routing_loads: list[npt.NDArray[np.float32]] = []
+
+    @classmethod
+    def create(cls, path: Path | str, *, recipe: str, resolved: str, environment: Mapping[str, Any]) -> Self:
+        """Start a run in a new or empty folder.
+
+        Args:
+            path: the run's folder; missing parents are created.
+            recipe: text of the recipe as the user gave it.
+            resolved: YAML text of every value, defaults and overrides included.
+            environment: what `environment.describe_environment` returned.
+
+        Raises:
+            InputError: the folder holds something already, or cannot be written.
+        """
+        run = cls(Path(path))
+        if run.path.is_file() or (run.path.is_dir() and any(run.path.iterdir())):
+            raise InputError(
+                f"{run.path} exists and is not empty: choose another folder for the new run, "
+                f"or continue the run that is there with `sortyard resume {run.path}`"
+            )
+        try:
+            run.checkpoints.mkdir(parents=True)
+            run.recipe.write_text(recipe, encoding="utf-8")
+            run.environment.write_text(json.dumps(plain(environment), indent=2) + "\n", encoding="utf-8")
+            replace_bytes(run.resolved, resolved.encode())
+        except OSError as error:
+            raise InputError(f"{run.path}: cannot be written ({error.strerror}); choose another folder") from error
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Open a run that exists.
+
+        Raises:
+            InputError: the folder is missing or is not that of a run.
+        """
+        run = cls(Path(path))
+        if not run.resolved.is_file():
+            raise InputError(f"{run.path} is not a run's folder: it has no {run.resolved.name}")
+        return run
+
+    def append_metric(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Add a line to metrics.jsonl; kind is "train" or "eval", step the number of finished steps."""
+        append_line(self.metrics, {"kind": kind, "step": step, **values})
+
+    def append_event(self, event: str, *, step: int | None = None, **details: Any) -> None:
+        """Add a line to events.jsonl.
+
+        Args:
+            event: "start", "resume", "checkpoint", "evaluation", "warning", "error", "stop" or "finish".
+            step: finished steps when it happened; None outside training.
+            **details: JSON values.
+        """
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        append_line(self.events, {"time": now, "event": event, "step": step, **details})
+
+    def append_routing(self, step: int, loads: npt.NDArray[np.float32]) -> None:
+        """Remember the experts' shares of the routed copies since the last record; `sync` writes them.
+
+        Args:
+            step: finished steps.
+            loads: [layers, experts], each row adding up to 1.
+        """
+        self._routing_steps.append(step)
+        self._routing_loads.append(loads.astype(np.float32))
+
+    def read_metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl in the order of writing; of one kind, or all."""
+        return [record for record in read_lines(self.metrics) if kind in (None, record["kind"])]
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """Lines of events.jsonl in the order of writing."""
+        return read_lines(self.events)
+
+    def read_environment(self) -> dict[str, Any]:
+        """Content of env.json; empty when the file is missing."""
+        if not self.environment.is_file():
+            return {}
+        content: dict[str, Any] = json.loads(self.environment.read_text(encoding="utf-8"))
+        return content
+
+    def read_routing(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Steps [S] and loads [S, layers, experts] of routing.npz; S is 0 where there is no such file."""
+        if not self.routing.is_file():
+            return np.zeros(0, dtype=np.int64), np.zeros((0, 0, 0), dtype=np.float32)
+        with np.load(self.routing, allow_pickle=False) as content:
+            return content["steps"], content["loads"]
+
+    def sync(self) -> None:
+        """Make every record so far durable; done before each checkpoint, so that none is newer than the records."""
+        if self._routing_steps:
+            content = io.BytesIO()
+            np.savez_compressed(
+                content, steps=np.array(self._routing_steps, dtype=np.int64), loads=np.stack(self._routing_loads)
+            )
+            replace_bytes(self.routing, content.getvalue())
+        for path in (self.metrics, self.events):
+            if path.exists():
+                sync(path)
+
+    def cut_after(self, step: int) -> None:
+        """Forget metrics and routing after a step, which a resumed run writes anew; events stay, as they happened."""
+        keep_lines(self.metrics, lambda record: record["step"] <= step)
+        steps, loads = self.read_routing()
+        kept = steps <= step
+        self._routing_steps, self._routing_loads = steps[kept].tolist(), list(loads[kept])
+        if not self._routing_steps:
+            self.routing.unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""The tensors and the state of a run together: restored from its checkpoints, saved to them, finished with."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sortyard.errors import InputError
+from sortyard.training.checkpoint import CheckpointStore, Snapshot
+from sortyard.training.optimizer import load_optimizer_tensors, optimizer_tensors
+from sortyard.training.options import LoopOptions
+from sortyard.training.precision import Precision
+from sortyard.training.run_folder import RunFolder
+from sortyard.training.state import TrainState
+from sortyard.training.weights import export_model, load_model_tensors, model_tensors
+
+
+def prepare_device(options: LoopOptions) -> torch.device:
+    """The device to train on, after setting torch's number of threads.
+
+    Raises:
+        InputError: a GPU is asked for and there is none.
+    """
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but torch sees no GPU here: set device to cpu or auto")
+    use_gpu = options.device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+def numerics(device: torch.device) -> dict[str, str | int]:
+    """What bit-exact results depend on besides the recipe: torch's version, its threads and the device."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": name}
+
+
+@dataclass
+class Session:
+    """A run in memory.
+
+    Args:
+        model: the model in training.
+        optimizer: over its parameters.
+        precision: holds the loss scale.
+        store: the run's checkpoints.
+        state: where the run stands.
+        notes: what the person should know about a restored run.
+    """
+
+    model: Any
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    store: CheckpointStore
+    state: TrainState = field(default_factory=TrainState)
+    notes: list[str] = field(default_factory=list)
+
+    def restore(self) -> bool:
+        """Continue from the newest good checkpoint; False when there is none.
+
+        Raises:
+            InputError: every checkpoint is damaged, or the newest good one does not fit the model.
+        """
+        snapshot = self.store.load_newest()
+        if snapshot is None:
+            return False
+        load_model_tensors(self.model, snapshot.weights)
+        load_optimizer_tensors(self.optimizer, self.model, snapshot.optimizer)
+        self.precision.load_state(snapshot.state["loss_scale"])
+        self.state = TrainState.from_json(snapshot.state["train"])
+        before, now = snapshot.state["numerics"], numerics(self.precision.device)
+        changed = [f"{name} {before[name]} is now {now[name]}" for name in now if before[name] != now[name]]
+        if changed:
+            self.notes.append(f"{', '.join(changed)}: the run goes on, but not bit for bit as it would have before")
+        return True
+
+    def save(self, run: RunFolder) -> None:
+        """Make the records durable, then write a checkpoint, so that no checkpoint is newer than its records."""
+        run.sync()
+        state = {
+            "step": self.state.step,
+            "best_step": self.state.best_step,
+            "train": self.state.to_json(),
+            "loss_scale": self.precision.state(),
+            "numerics": numerics(self.precision.device),
+        }
+        self.store.save(Snapshot(model_tensors(self.model), optimizer_tensors(self.optimizer, self.model), state))
+        run.append_event("checkpoint", step=self.state.step)
+
+    def finish(self, run: RunFolder, *, keep_best: bool) -> None:
+        """End a run: the model takes the weights of the best evaluation if asked for, and the run's folder gets it.
+
+        Does the same again, and writes nothing, for a run that ended before.
+        """
+        best = self.state.best_step
+        if keep_best and best not in (0, self.state.step):
+            snapshot = self.store.load(best)
+            if snapshot is not None:
+                load_model_tensors(self.model, snapshot.weights)
+        if not any(record["event"] == "finish" for record in run.read_events()):
+            export_model(self.model, run.model)
+            run.append_event("finish", step=self.state.step, reason=self.state.finished)

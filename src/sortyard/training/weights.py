@@ -1,0 +1,63 @@
+"""The model's tensors: for checkpoints by name, and as the finished model's folder."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sortyard.errors import InputError
+from sortyard.training.files import sync
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, on the CPU; tied parameters once, under their first name."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in _named_tensors(model).items()}
+
+
+def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy what `model_tensors` returned into a model of the same shape.
+
+    Raises:
+        InputError: names or shapes differ.
+    """
+    own = _named_tensors(model)
+    differing = sorted(
+        name for name in own.keys() | tensors.keys() if name not in own or name not in tensors
+        or own[name].shape != tensors[name].shape
+    )  # fmt: skip
+    if differing:
+        raise InputError(
+            f"the checkpoint does not fit the model: {len(differing)} tensors differ, the first is {differing[0]}; "
+            "resume with the recipe that the run was started with"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    persistent = model.state_dict(keep_vars=True).keys() - aliases
+    return parameters | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+
+
+def export_model(model: Any, folder: Path) -> None:
+    """Save a model the transformers way, file by file aside and renamed; other files in the folder stay.
+
+    Args:
+        model: has transformers' save_pretrained.
+        folder: created where missing.
+    """
+    aside = folder / ".aside"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    model.save_pretrained(aside)
+    for path in sorted(aside.iterdir()):
+        sync(path)
+        path.replace(folder / path.name)
+    aside.rmdir()
+    sync(folder)

@@ -1,0 +1,244 @@
+import errno
+import os
+import signal
+
+import pytest
+import torch
+
+from sortyard.errors import InputError
+from sortyard.training.run_folder import RunFolder
+from tests.training.tiny import TinyModel, TinySource, new_run, same_bits, tensors_of, train_tiny, without_times
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return new_run(tmp_path / "run")
+
+
+def events(run, kind):
+    return [record for record in run.read_events() if record["event"] == kind]
+
+
+def scripted(values):
+    """An evaluation that returns the given accuracies one after the other."""
+    remaining = iter(values)
+    return lambda model: {"accuracy": next(remaining)}
+
+
+def test_a_run_leaves_its_records(run):
+    result = train_tiny(run, eval_every=4, evaluate=lambda model: {"accuracy": 0.5, "odd": float("nan")})
+    assert (result.steps, result.reason, result.was_finished) == (8, "steps", False)
+    lines = run.read_metrics("train")
+    assert [line["step"] for line in lines] == [3, 6, 8]
+    assert lines[-1]["tokens"] == result.tokens == 8 * 2 * 3 * 12
+    assert lines[-1]["epoch"] == pytest.approx(8 / 5)
+    assert lines[-1]["loss"] == pytest.approx(lines[-1]["task_loss"] + lines[-1]["balance_loss"])
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert lines[-1]["sparsity"] == 0.5
+    assert 0.25 <= lines[-1]["utilisation"] <= 1
+    assert [(line["step"], line["accuracy"], line["odd"]) for line in run.read_metrics("eval")] == [
+        (4, 0.5, None),
+        (8, 0.5, None),
+    ]
+    steps, loads = run.read_routing()
+    assert steps.tolist() == [3, 6, 8]
+    assert loads.sum(-1) == pytest.approx(1.0)
+    assert [record["event"] for record in run.read_events()] == [
+        "start", "evaluation", "evaluation", "checkpoint", "finish",
+    ]  # fmt: skip
+    assert (run.model / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("checkpoint_every", [2, 3], ids=["inside a log window", "at its border"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, run, checkpoint_every, precision):
+    options = {"checkpoint_every": checkpoint_every, "eval_every": 4, "precision": precision}
+    whole = new_run(tmp_path / "whole")
+    train_tiny(whole, **options, evaluate=lambda model: {"bias": float(model.selection_bias.sum())})
+    for fail_at in (1, 5, 7):
+        source = TinySource()
+        source.fail_at = fail_at
+        with pytest.raises(RuntimeError, match="power cut"):
+            train_tiny(RunFolder.open(run.path), source=source, **options, evaluate=lambda model: {"bias": 0.0})
+    reopened = RunFolder.open(run.path)
+    train_tiny(reopened, **options, evaluate=lambda model: {"bias": float(model.selection_bias.sum())})
+    assert same_bits(tensors_of(run, 8), tensors_of(whole, 8))
+    assert without_times(run.read_metrics("train")) == without_times(whole.read_metrics("train"))
+    assert run.read_metrics("eval")[-1] == whole.read_metrics("eval")[-1]
+    for ours, theirs in zip(run.read_routing(), whole.read_routing(), strict=True):
+        assert (ours == theirs).all()
+    assert len(events(run, "error")) == 3
+    assert [record["step"] for record in events(run, "resume")] == [5 // checkpoint_every * checkpoint_every, 6]
+
+
+def test_a_finished_run_is_left_as_it_is(run):
+    train_tiny(run)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    model = TinyModel(seed=5)
+    result = train_tiny(RunFolder.open(run.path), model=model)
+    assert result.was_finished
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    assert torch.equal(model.experts, tensors_of(run, 8)["experts"])
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_model_folder_is_made_good(run):
+    train_tiny(run)
+    (run.model / "model.safetensors").unlink()
+    kept = [line for line in run.events.read_text().splitlines(keepends=True) if '"finish"' not in line]
+    run.events.write_text("".join(kept))
+    assert train_tiny(RunFolder.open(run.path)).was_finished
+    assert (run.model / "model.safetensors").is_file()
+
+
+def test_activation_checkpointing_changes_nothing(tmp_path, run):
+    other = new_run(tmp_path / "other")
+    train_tiny(run)
+    train_tiny(other, activation_checkpointing=True)
+    assert same_bits(tensors_of(run, 8), tensors_of(other, 8))
+
+
+def test_one_bad_step_is_a_warning_that_names_its_samples(run):
+    model = TinyModel()
+    model.poison = {5}
+    train_tiny(run, model=model)
+    (warning,) = events(run, "warning")
+    assert warning["step"] == 3
+    assert "samples 12 to 17" in warning["message"]
+    assert "micro-batch 1" in warning["message"]
+    assert run.read_metrics("train")[0]["loss"] > 0
+
+
+def test_bad_steps_in_a_row_end_the_run_with_good_weights(run):
+    model = TinyModel()
+    model.poison = set(range(6, 100))
+    with pytest.raises(InputError, match="max_bad_steps is 2"):
+        train_tiny(run, model=model, max_bad_steps=2, checkpoint_every=1)
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    assert events(run, "error")[0]["step"] == 5
+
+
+def test_step_without_targets_is_a_warning(run):
+    train_tiny(run, source=TinySource(without_targets=(2, 3)))
+    assert ["no token" in record["message"] for record in events(run, "warning")] == [True, True]
+
+
+def test_the_best_weights_are_kept_and_exported(run):
+    model = TinyModel()
+    accuracies = [0.1, 0.9, 0.3, 0.2]
+    result = train_tiny(
+        run, model=model, eval_every=2, keep_best=True, keep_checkpoints=1,
+        evaluate=scripted(accuracies), best_metric="accuracy",
+    )  # fmt: skip
+    assert (result.best_step, result.best_value) == (4, 0.9)
+    assert sorted(path.name for path in run.checkpoints.glob("step-*")) == ["step-00000004", "step-00000008"]
+    assert torch.equal(model.experts, tensors_of(run, 4)["experts"])
+    assert not torch.equal(model.experts, tensors_of(run, 8)["experts"])
+
+
+def test_losses_are_better_when_lower(run):
+    losses = iter([3.0, 1.0, 2.0, float("nan")])
+    result = train_tiny(
+        run, eval_every=2, evaluate=lambda model: {"validation_loss": next(losses)}, best_metric="validation_loss"
+    )
+    assert (result.best_step, result.best_value) == (4, 1.0)
+
+
+def test_early_stopping(run):
+    result = train_tiny(
+        run, steps=100, eval_every=2, early_stopping_patience=2,
+        evaluate=scripted([0.5, 0.6, 0.6, 0.4]), best_metric="accuracy",
+    )  # fmt: skip
+    assert (result.steps, result.reason) == (8, "early_stopping")
+    assert run.read_metrics("train")[-1]["step"] == 8
+
+
+def test_keep_best_without_evaluation_is_refused(run):
+    with pytest.raises(InputError, match="evaluation data"):
+        train_tiny(run, keep_best=True)
+
+
+def test_best_metric_must_be_measured(run):
+    with pytest.raises(InputError, match="accuracy"):
+        train_tiny(run, evaluate=lambda model: {"loss": 1.0}, best_metric="accuracy")
+
+
+def test_max_seconds_ends_the_run_as_finished(run):
+    result = train_tiny(run, steps=10**6, max_seconds=0.05)
+    assert result.reason == "max_seconds"
+    assert result.steps < 10**6
+    assert (run.model / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_signals_save_and_leave(tmp_path, run, number, error):
+    class Interrupted(TinySource):
+        def step(self, step):
+            if step == 4:
+                os.kill(os.getpid(), number)
+            return super().step(step)
+
+    before = signal.getsignal(number)
+    with pytest.raises(error) as caught:
+        train_tiny(run, source=Interrupted())
+    assert signal.getsignal(number) is before
+    if error is SystemExit:
+        assert caught.value.code == 143
+    assert events(run, "stop")[0]["step"] == 5
+    train_tiny(RunFolder.open(run.path))
+    whole = new_run(tmp_path / "whole")
+    train_tiny(whole)
+    assert same_bits(tensors_of(run, 8), tensors_of(whole, 8))
+    assert without_times(run.read_metrics()) == without_times(whole.read_metrics())
+
+
+def test_another_number_of_threads_is_a_warning(run, monkeypatch):
+    source = TinySource()
+    source.fail_at = 4
+    with pytest.raises(RuntimeError):
+        train_tiny(run, source=source, checkpoint_every=2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    train_tiny(RunFolder.open(run.path), checkpoint_every=2)
+    (warning,) = events(run, "warning")
+    assert "is now 77" in warning["message"]
+
+
+def test_damaged_checkpoint_falls_back_and_ends_the_same(tmp_path, run):
+    source = TinySource()
+    source.fail_at = 6
+    with pytest.raises(RuntimeError):
+        train_tiny(run, source=source, checkpoint_every=2)
+    (run.checkpoints / "step-00000006" / "optimizer.safetensors").write_bytes(b"nothing")
+    train_tiny(RunFolder.open(run.path), checkpoint_every=2)
+    whole = new_run(tmp_path / "whole")
+    train_tiny(whole)
+    assert "optimizer.safetensors" in events(run, "warning")[0]["message"]
+    assert events(run, "resume")[0]["step"] == 4
+    assert same_bits(tensors_of(run, 8), tensors_of(whole, 8))
+
+
+def test_full_disk_under_the_records_is_said_and_survived(tmp_path, run, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append_routing", full)
+        with pytest.raises(InputError, match="No space left on device; training broke off after step 3"):
+            train_tiny(run, checkpoint_every=2)
+    train_tiny(RunFolder.open(run.path), checkpoint_every=2)
+    whole = new_run(tmp_path / "whole")
+    train_tiny(whole)
+    assert without_times(run.read_metrics()) == without_times(whole.read_metrics())
+
+
+def test_tensorboard_files_are_written(run):
+    pytest.importorskip("tensorboard")
+    train_tiny(run, tensorboard=True)
+    assert list(run.tensorboard.glob("events*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_missing_gpu_is_said(run):
+    with pytest.raises(InputError, match="sees no GPU"):
+        train_tiny(run, device="cuda")

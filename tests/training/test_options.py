@@ -1,0 +1,39 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from sortyard.training.options import LoopOptions, ScheduleOptions
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "exactly one"),
+        ({"steps": 5, "epochs": 1.0}, "exactly one"),
+        ({"steps": 5, "early_stopping_patience": 2}, "eval_every"),
+        ({"steps": 0}, "greater than or equal to 1"),
+        ({"steps": 5, "micro_batch": 2}, "Extra inputs"),
+    ],
+    ids=["no length", "two lengths", "patience without evaluation", "no step", "unknown key"],
+)
+def test_refuses(values, words):
+    with pytest.raises(ValidationError, match=words):
+        LoopOptions(**values)
+
+
+def test_wsd_phases_must_fit():
+    with pytest.raises(ValidationError, match="more than 1"):
+        ScheduleOptions(name="wsd", warmup_ratio=0.6, decay_ratio=0.6)
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 7), (2.5, 18), (0.01, 1)])
+def test_epochs_become_steps(epochs, steps):
+    assert LoopOptions(epochs=epochs).total_steps(7) == steps
+
+
+@pytest.mark.parametrize("module", ["options", "run_folder", "environment", "schedule"])
+def test_needs_no_torch(module):
+    code = f"import sys, sortyard.training.{module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
