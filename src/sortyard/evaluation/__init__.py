@@ -1,0 +1,1 @@
+"""Scores, baselines, costs and looks inside a model; nothing here trains."""

@@ -1,0 +1,221 @@
+"""README.md of a run and of its model: a model card that says what was measured, and nothing else."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sortyard.errors import InputError
+from sortyard.reports.headline import facts, headline
+from sortyard.reports.run_data import Evaluation, Phase, RunData, read_run
+from sortyard.reports.wording import count, metric_name, metric_value
+from sortyard.training.files import replace_bytes
+
+PIPELINES = {
+    "ForSequenceClassification": "text-classification",
+    "ForMaskedLM": "fill-mask",
+    "ForCausalLM": "text-generation",
+}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Scores beside the baselines, as a table."""
+
+    lead: str
+    baselines: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def write_model_card(run: Path) -> Path:
+    """Write `README.md` into a run's folder and, where there is one, into its `model` folder.
+
+    Args:
+        run: a run's folder, or a folder with the runs `pretrain` and `finetune`.
+
+    Returns:
+        The card's path in the run's folder.
+
+    Raises:
+        InputError: the folder holds no run, or one of its files is damaged.
+    """
+    data = read_run(Path(run))
+    card = render_model_card(data).encode()
+    model = data.final.path / "model"
+    for folder in {data.path, model if model.is_dir() else data.path}:
+        replace_bytes(folder / "README.md", card)
+    return data.path / "README.md"
+
+
+def render_model_card(data: RunData) -> str:
+    """Return the card's Markdown."""
+    final = data.final
+    evaluation = next((one for one in final.evaluations if "metrics" in one.result), None)
+    # Markdown, not HTML: values are reduced to one line and their special characters escaped by `_inline` instead.
+    templates = Environment(
+        loader=PackageLoader("sortyard.reports"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    recipe = _recipe(final)
+    return templates.get_template("model_card.md.j2").render(
+        front_matter=_front_matter(data, evaluation=evaluation),
+        title=_inline(_name(data)),
+        summary=_summary(final, evaluation=evaluation),
+        version=version("sortyard"),
+        snippet=_snippet(final),
+        results=_results(evaluation) if evaluation else None,
+        course=headline(data).verdict,
+        training=_training(data, recipe=recipe),
+        limits=_limits(final, evaluation=evaluation, recipe=recipe),
+    )
+
+
+def _name(data: RunData) -> str:
+    return str(_recipe(data.final).get("name") or data.path.resolve().name)
+
+
+def _recipe(phase: Phase) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(phase.recipe) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{phase.path / 'resolved.yaml'}: is not YAML ({error})") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _front_matter(data: RunData, *, evaluation: Evaluation | None) -> str:
+    phase = data.final
+    pipeline = next((task for ending, task in PIPELINES.items() if phase.architecture.endswith(ending)), None)
+    card = ModelCardData(
+        license="apache-2.0",
+        library_name="sortyard",
+        pipeline_tag=pipeline,
+        tags=["sortyard", "bucket-attention", "mixture-of-experts", "lsh"] if _is_own(phase) else ["sortyard"],
+        model_name=_name(data),
+        eval_results=_eval_results(evaluation) if evaluation else None,
+    )
+    return str(card.to_yaml()).rstrip()
+
+
+def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
+    result = evaluation.result
+    kind = "text-classification" if result.get("type") != "regression" else "text-scoring"
+    return [
+        EvalResult(
+            task_type=kind,
+            dataset_type=str(result["task"]),
+            dataset_name=str(result["task"]),
+            metric_type=name,
+            metric_value=round(float(value), 6),
+        )
+        for name, value in result["metrics"].items()
+    ]
+
+
+def _is_own(phase: Phase) -> bool:
+    return phase.architecture.startswith("Sortyard")
+
+
+def _summary(phase: Phase, *, evaluation: Evaluation | None) -> str:
+    what = "A sparse encoder with bucket attention and routed experts" if _is_own(phase) else "A model"
+    task = f", fine-tuned on {_inline(str(evaluation.result['task']))}" if evaluation else ", pretrained on text"
+    size = f" It has {count(phase.parameters.total)} parameters" if phase.parameters else ""
+    active = f", {count(phase.parameters.active)} of them active for a token." if phase.parameters and size else ""
+    return f"{what}{task}.{size}{active}"
+
+
+def _snippet(phase: Phase) -> str:
+    classes = {"ForSequenceClassification": "AutoModelForSequenceClassification", "ForMaskedLM": "AutoModelForMaskedLM",
+               "ForCausalLM": "AutoModelForCausalLM"}  # fmt: skip
+    auto = next((cls for ending, cls in classes.items() if phase.architecture.endswith(ending)), "AutoModel")
+    return "\n".join(
+        (
+            "import sortyard",
+            f"from transformers import {auto}, AutoTokenizer",
+            "",
+            'folder = "path/to/model"',
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            f"model = {auto}.from_pretrained(folder).eval()",
+            'logits = model(**tokenizer("A text.", return_tensors="pt")).logits',
+        )
+    )
+
+
+def _results(evaluation: Evaluation) -> Results:
+    result = evaluation.result
+    baselines, interval, main = result.get("baselines") or [], result.get("interval"), result["main_metric"]
+    lead = f"Scored on {result['num_examples']:,} examples of {_inline(evaluation.name)}."
+    if interval:
+        low, high = (metric_value(interval[end], metric=main) for end in ("low", "high"))
+        lead += (
+            f" {100 * interval['level']:.0f} % interval of {metric_name(main)}: {low} to {high} ({interval['method']})."
+        )
+    rows = tuple(
+        (metric_name(name), *(metric_value(scores[name], metric=name) for scores in _all_scores(result)))
+        for name in result["metrics"]
+    )
+    return Results(lead, tuple(_inline(other["name"]) for other in baselines), rows)
+
+
+def _all_scores(result: dict[str, Any]) -> list[dict[str, float]]:
+    return [result["metrics"], *(other["metrics"] for other in result.get("baselines") or [])]
+
+
+def _training(data: RunData, *, recipe: dict[str, Any]) -> list[str]:
+    lines = [f"{what}: {_inline(where)}" for what, where in _sources(data, recipe=recipe)]
+    shown = ("Tokens seen", "Training time", "Peak memory", "Device", "Date")
+    lines += [
+        f"{fact.name}: {_inline(fact.value)}" + (f" ({_inline(fact.note)})" if fact.note else "")
+        for fact in facts(data)
+        if fact.name in shown
+    ]
+    if "seed" in data.final.environment:
+        lines.append(f"Seed: {data.final.environment['seed']}")
+    return lines or ["The run recorded nothing of its training."]
+
+
+def _sources(data: RunData, *, recipe: dict[str, Any]) -> list[tuple[str, str]]:
+    """Name the data by the last part of its path: the rest tells of the machine, not of the data."""
+    found = []
+    for phase in data.phases:
+        section = (_recipe(phase) or recipe).get("finetune" if phase.is_finetuning else "pretrain") or {}
+        if phase.is_finetuning and section.get("task"):
+            task = section["task"]
+            found.append(
+                ("Fine-tuned on", f"{task.get('name', 'a task')}, from {Path(str(task.get('data', ''))).name}")
+            )
+        elif not phase.is_finetuning and section.get("data"):
+            found.append(("Pretrained on", Path(str(section["data"].get("path", ""))).name))
+    return found
+
+
+def _limits(phase: Phase, *, evaluation: Evaluation | None, recipe: dict[str, Any]) -> list[str]:
+    lines = []
+    length = ((recipe.get("finetune") or {}).get("task") or {}).get("max_length") if evaluation else None
+    if length:
+        lines.append(f"Texts were cut to {length} tokens; longer ones lose their end.")
+    if evaluation:
+        lines.append("The scores hold for texts like those of the split named above; other texts were not tried.")
+        if evaluation.result["num_examples"] < 1000:
+            lines.append("The split is small, so mind the interval.")
+    else:
+        lines.append("The model was trained on text alone; it needs fine-tuning before it answers anything.")
+    if phase.environment.get("seed") is not None:
+        lines.append("One seed was trained; its spread over seeds is not known.")
+    return [
+        *lines,
+        "What the training text holds of errors and prejudice, the model may repeat; this was not measured.",
+    ]
+
+
+def _inline(text: str) -> str:
+    """Put a value from outside on one line, harmless to Markdown and its tables."""
+    flat = " ".join(text.split())
+    for sign in "\\`*_[]<>|":
+        flat = flat.replace(sign, f"\\{sign}")
+    return flat

@@ -1,0 +1,96 @@
+"""Order, batching, files and the evaluation's figures on a tiny BERT."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sortyard.errors import InputError
+from sortyard.evaluation.baselines import BaselineScore
+from sortyard.evaluation.batching import position_limit, sequence_logits
+from sortyard.evaluation.classification import evaluate_examples
+from tests.evaluation.tiny import POSITIONS, make_bert, make_examples, make_texts, make_tokenizer, scoring
+
+
+def one_by_one(texts: list[str], *, num_labels: int = 3) -> torch.Tensor:
+    model, tokenizer = make_bert(num_labels=num_labels), make_tokenizer()
+    with torch.inference_mode():
+        rows = [model(**tokenizer(text, truncation=True, return_tensors="pt")).logits[0] for text in texts]
+    return torch.stack(rows)
+
+
+def test_sorted_batches_come_back_in_order() -> None:
+    texts = make_texts(150)
+    found = sequence_logits(
+        make_bert(), tokenizer=make_tokenizer(), inputs=iter(texts), batch_size=2, max_length=POSITIONS
+    )
+    answered, logits = zip(*found, strict=True)
+    assert list(answered) == texts
+    np.testing.assert_allclose(np.stack(logits), one_by_one(texts).numpy(), atol=2e-5)
+
+
+def test_input_is_read_in_windows() -> None:
+    read = 0
+
+    def endless():
+        nonlocal read
+        while True:
+            read += 1
+            yield "w1 w2"
+
+    stream = sequence_logits(make_bert(), tokenizer=make_tokenizer(), inputs=endless(), batch_size=1, max_length=8)
+    next(stream)
+    assert read == 64
+
+
+def test_result_and_files(tmp_path: Path) -> None:
+    texts = make_texts(12)
+    wanted = one_by_one(texts).argmax(-1)
+    labels = wanted.clone()
+    labels[:3] = (labels[:3] + 1) % 3
+    examples = make_examples("mnli", texts=texts, labels=labels.tolist())
+    result = evaluate_examples(
+        make_bert(), tokenizer=make_tokenizer(), examples=examples, task=scoring("mnli"),
+        baselines=[BaselineScore("majority class", {"accuracy": 0.5})],
+    )  # fmt: skip
+    assert result.metrics == {"accuracy": 0.75}
+    assert result.main_score == 0.75
+    assert sum(map(sum, result.confusion or ())) == 12
+    assert sum((result.confusion or ())[i][i] for i in range(3)) == 9
+    assert result.interval.low < 0.75 < result.interval.high
+    written = json.loads(result.write(tmp_path / "eval", name="mnli").read_text())
+    assert written["baselines"] == [{"name": "majority class", "metrics": {"accuracy": 0.5}}]
+    lines = (tmp_path / "eval" / "mnli-predictions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["text"] for row in rows] == texts
+    assert [row["correct"] for row in rows] == [False] * 3 + [True] * 9
+    assert rows[0]["place"] == "file:0"
+
+
+def test_regression_of_pairs() -> None:
+    texts = make_texts(6)
+    examples = make_examples("stsb", texts=texts, labels=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], pairs=texts[::-1])
+    model = make_bert(num_labels=1).train()
+    result = evaluate_examples(model, tokenizer=make_tokenizer(), examples=examples, task=scoring("stsb"))
+    assert result.confusion is None
+    assert set(result.metrics) == {"pearson", "spearman", "combined_score"}
+    assert result.predictions[2]["text_pair"] == texts[3]
+    assert model.training
+
+
+def test_hidden_labels_and_empty_splits_are_refused() -> None:
+    examples = make_examples("sst2", texts=["w1"], labels=[1])
+    empty = make_examples("sst2", texts=[], labels=[])
+    for split in (replace(examples, labels=None), empty):
+        with pytest.raises(InputError, match="no labelled examples"):
+            evaluate_examples(make_bert(), tokenizer=make_tokenizer(), examples=split, task=scoring("sst2"))
+
+
+def test_position_limit_prefers_what_is_smaller() -> None:
+    tokenizer = make_tokenizer()
+    assert position_limit(make_bert(), tokenizer=tokenizer) == POSITIONS
+    tokenizer.model_max_length = 8
+    assert position_limit(make_bert(), tokenizer=tokenizer) == 8
