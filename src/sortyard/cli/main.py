@@ -1,0 +1,117 @@
+"""The entry point: the verbs, and what becomes of errors."""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import sortyard
+from sortyard.cli import (
+    config,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    finetune,
+    new,
+    predict,
+    pretrain,
+    recipes,
+    report,
+    resume,
+)
+
+START, TRAIN, USE, DATA = "Start here", "Train", "Measure and use", "Data and configuration"
+
+app = typer.Typer(
+    name="sortyard",
+    help="Train, test and look inside long-context encoders that are sparse twice: bucket attention, routed experts.",
+    epilog="Exit status: 0 done, 2 the input is at fault, 1 anything else, 130 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.command("demo", rich_help_panel=START)(demo.demo)
+app.command("doctor", rich_help_panel=START)(doctor.doctor)
+app.command("recipes", rich_help_panel=START)(recipes.recipes)
+app.command("new", rich_help_panel=START)(new.new)
+app.command("pretrain", rich_help_panel=TRAIN)(pretrain.pretrain)
+app.command("finetune", rich_help_panel=TRAIN)(finetune.finetune)
+app.command("resume", rich_help_panel=TRAIN)(resume.resume)
+app.command("eval", rich_help_panel=USE)(evaluate.evaluate)
+app.command("predict", rich_help_panel=USE)(predict.predict)
+app.command("report", rich_help_panel=USE)(report.report)
+app.add_typer(config.app, name="config", rich_help_panel=DATA)
+app.add_typer(data.app, name="data", rich_help_panel=DATA)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(sortyard.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs one command line.
+
+    Args:
+        words: The words after the program's name.
+
+    Returns:
+        The exit status: 0 done, 2 the input is at fault, 1 anything else, 130 interrupted.
+    """
+    debug = "--debug" in words or os.environ.get("SORTYARD_DEBUG", "") not in ("", "0")
+    try:
+        app(list(words), prog_name="sortyard")
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else (0 if stop.code is None else 1)
+        message = "interrupted" if status == 130 else "see the message on stderr"
+        if status == 130:
+            print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt:
+        status, message = 130, "interrupted"
+        print("interrupted", file=sys.stderr)
+    except ValueError as error:
+        status, message = 2, str(error)
+        _complain(error, debug=debug, keep=False)
+    except Exception as error:
+        status, message = 1, f"{type(error).__name__}: {error}"
+        _complain(error, debug=debug, keep=True)
+    else:
+        status, message = 0, ""
+    if status != 0 and "--json" in words:
+        print(json.dumps({"error": message, "exit_status": status}), flush=True)
+    return status
+
+
+def _complain(error: Exception, *, debug: bool, keep: bool) -> None:
+    """Prints an error in one piece, with the traceback in debug mode, else kept in a file for a bug report."""
+    if debug:
+        traceback.print_exception(error)
+        return
+    if not keep:
+        print(f"error: {error}", file=sys.stderr)
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="sortyard-", suffix=".log", delete=False, encoding="utf-8") as log:
+        traceback.print_exception(error, file=log)
+    print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+    print(f"This is not your input's fault. The traceback is in {log.name}; --debug shows it.", file=sys.stderr)
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,57 @@
+"""`sortyard predict`: lines in, JSON lines out."""
+
+import sys
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sortyard.cli.arguments import RunArgument
+from sortyard.cli.output import Output, verb
+
+
+@verb
+def predict(
+    run: RunArgument,
+    source: Annotated[str, typer.Option("--input", "-i", help="Text lines, JSONL, TSV or CSV; - reads stdin.")] = "-",
+    target: Annotated[str, typer.Option("--output", "-o", help="JSON lines; - writes to stdout.")] = "-",
+    text_column: Annotated[str, typer.Option("--text-column", help="Column of the text in JSONL, TSV, CSV.")] = "text",
+    pair_column: Annotated[
+        str | None, typer.Option("--pair-column", help="Column of the second text.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")] = 32,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:0.")] = "cpu",
+    *,
+    output: Output,
+) -> None:
+    """Classify texts with a fine-tuned model; order kept, memory bounded."""
+    from sortyard.jobs.predicting import open_predictor, prediction_lines, read_inputs
+
+    with ExitStack() as stack:
+        inputs = read_inputs(source, text_column=text_column, pair_column=pair_column)
+        predictor = open_predictor(Path(run), device=device)
+        count = _write(prediction_lines(predictor, inputs, batch_size=batch_size), target=target, stack=stack)
+    output.say(f"{count:,} predictions")
+    if output.json:
+        output.result({"run": run, "output": target, "predictions": count}, text="")
+
+
+def _write(lines: Iterable[str], *, target: str, stack: ExitStack) -> int:
+    if target == "-":
+        sink = sys.stdout
+    else:
+        path = Path(target)
+        if path.exists() or not path.parent.is_dir():
+            from sortyard.errors import InputError
+
+            reason = "exists and is left as it is" if path.exists() else f"the folder {path.parent} does not exist"
+            raise InputError(f"--output {path}: {reason}; choose another name")
+        sink = stack.enter_context(path.open("w", encoding="utf-8"))
+    count = 0
+    for line in lines:
+        sink.write(line + "\n")
+        count += 1
+    sink.flush()
+    return count

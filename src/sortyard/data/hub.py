@@ -1,0 +1,47 @@
+"""Streaming data sets from the Hugging Face hub; every failure is one sentence."""
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from sortyard.errors import InputError
+
+
+def stream_hub(name: str, *, config: str | None, split: str) -> Iterator[dict[str, Any]]:
+    """Stream the rows of a hub data set; nothing is read before the first one is asked for.
+
+    Raises:
+        InputError: the hub cannot be reached, or has no such data set, configuration or split.
+    """
+    from datasets import load_dataset
+
+    if not _host_is_known():
+        raise _unreadable(name, "the hub's address cannot be looked up")
+    try:
+        yield from load_dataset(name, config, split=split, streaming=True)
+    except Exception as error:  # what the hub's client raises without a network is no common class
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise _unreadable(name, reason) from error
+
+
+def _host_is_known() -> bool:
+    """Look the hub up before its client does, which would try again for half a minute."""
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if constants.HF_HUB_OFFLINE or getproxies() or host is None:
+        return True
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
+
+
+def _unreadable(name: str, reason: str) -> InputError:
+    return InputError(
+        f"{name}: there is no such file or folder here, and as a hub data set it cannot be read "
+        f"(no network, or no such data set, configuration or split): {reason}"
+    )

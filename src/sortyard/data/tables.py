@@ -1,0 +1,218 @@
+"""Tables read row by row: JSON lines, TSV, CSV and Parquet behind one face, never whole in memory."""
+
+import codecs
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from sortyard.data.options import TextFormat
+from sortyard.data.skips import OnSkip
+from sortyard.errors import InputError
+
+MAX_LINE_BYTES = 1_000_000
+MAX_JSON_LINE_BYTES = 16_000_000  # one line is a whole document there
+_ROWS_AT_ONCE = 64
+
+Values = tuple[Any, ...]
+
+
+class Table(Protocol):
+    """A file of rows with named columns."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns."""
+
+    def rows(self, wanted: tuple[str, ...]) -> Iterator[tuple[int, Values]]:
+        """Iterate over (row number, values of the wanted columns); text files count lines, Parquet rows, from 1."""
+
+
+def open_table(path: Path, *, format: TextFormat, on_skip: OnSkip, headerless: tuple[str, ...] = ()) -> Table:  # noqa: A002
+    """Open a table.
+
+    Args:
+        path: the file.
+        format: jsonl, tsv, csv or parquet.
+        on_skip: told about every row that cannot be read.
+        headerless: columns of a TSV or CSV file whose first line holds none of these names but as many fields.
+
+    Raises:
+        InputError: the file is empty or not of that format.
+    """
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty")
+    if format == "parquet":
+        return ParquetTable(path, on_skip=on_skip)
+    if format == "jsonl":
+        return JsonLinesTable(path, on_skip=on_skip)
+    return DelimitedTable(path, quoted=format == "csv", headerless=headerless, on_skip=on_skip)
+
+
+def text_lines(path: Path, *, max_bytes: int, on_skip: OnSkip) -> Iterator[tuple[int, str]]:
+    """Iterate over (line number, line without its end), leaving out lines that are no sound text.
+
+    A longer line than `max_bytes`, bad UTF-8 and NUL bytes are reported to `on_skip`.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    with file:
+        number = 0
+        while raw := file.readline(max_bytes + 1):
+            number += 1
+            if len(raw) > max_bytes:
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(max_bytes)
+                on_skip(f"line longer than {max_bytes:,} bytes", str(path), number)
+                continue
+            if b"\x00" in raw:
+                on_skip("NUL byte", str(path), number)
+                continue
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                on_skip("bad UTF-8", str(path), number)
+                continue
+            yield number, line.rstrip("\r\n")
+
+
+def _ignore(_reason: str, _file: str, _row: int) -> None:
+    """Look at a header without counting what precedes it: reading the rows counts it."""
+
+
+class JsonLinesTable:
+    """One JSON object per line; the columns are the keys of the first one."""
+
+    def __init__(self, path: Path, *, on_skip: OnSkip) -> None:
+        self._path = path
+        self._on_skip = on_skip
+
+    @property
+    def columns(self) -> list[str]:
+        """The keys of the first object."""
+        first = next(self._objects(_ignore), None)
+        if first is None:
+            raise InputError(f"{self._path}: no line holds a JSON object; JSON lines need one object per line")
+        return list(first[1])
+
+    def rows(self, wanted: tuple[str, ...]) -> Iterator[tuple[int, Values]]:
+        """Iterate over the objects; a key that one of them lacks gives None."""
+        for number, values in self._objects(self._on_skip):
+            yield number, tuple(values.get(name) for name in wanted)
+
+    def _objects(self, on_skip: OnSkip) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, line in text_lines(self._path, max_bytes=MAX_JSON_LINE_BYTES, on_skip=on_skip):
+            if not line.strip():
+                on_skip("empty row", str(self._path), number)
+                continue
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
+                values = None
+            if isinstance(values, dict):
+                yield number, values
+            else:
+                on_skip("not a JSON object", str(self._path), number)
+
+
+class DelimitedTable:
+    """TSV without quotes, as GLUE has it, or CSV with quotes."""
+
+    def __init__(self, path: Path, *, quoted: bool, headerless: tuple[str, ...], on_skip: OnSkip) -> None:
+        self._path = path
+        self._quoted = quoted
+        self._on_skip = on_skip
+        first = next(self._fields(_ignore), None)
+        if first is None:
+            raise InputError(f"{path}: there is no readable line in it")
+        header = [name.strip() for name in first[1]]
+        self._has_header = not (len(header) == len(headerless) and not set(header) & set(headerless))
+        self._columns = header if self._has_header else list(headerless)
+
+    @property
+    def columns(self) -> list[str]:
+        """The fields of the first line."""
+        return self._columns
+
+    def rows(self, wanted: tuple[str, ...]) -> Iterator[tuple[int, Values]]:
+        """Iterate over the lines below the header that have as many fields as it."""
+        places = [self._columns.index(name) for name in wanted]
+        lines = self._fields(self._on_skip)
+        if self._has_header:
+            next(lines)
+        for number, fields in lines:
+            if len(fields) == len(self._columns):
+                yield number, tuple(fields[place] for place in places)
+            elif any(fields):
+                self._on_skip(f"not {len(self._columns)} columns", str(self._path), number)
+            else:
+                self._on_skip("empty row", str(self._path), number)
+
+    def _fields(self, on_skip: OnSkip) -> Iterator[tuple[int, list[str]]]:
+        lines = text_lines(self._path, max_bytes=MAX_LINE_BYTES, on_skip=on_skip)
+        if not self._quoted:
+            for number, line in lines:
+                yield number, line.split("\t")
+            return
+        csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))  # the module has no limit per reader
+        last = 0
+
+        def feed() -> Iterator[str]:
+            nonlocal last
+            for number, line in lines:
+                last = number
+                yield line + "\n"
+
+        reader = csv.reader(feed(), strict=True)
+        while True:
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                on_skip(f"broken CSV: {error}", str(self._path), last)
+                continue
+            if fields is None:
+                return
+            yield last, fields
+
+
+class ParquetTable:
+    """Parquet, a batch of rows at a time."""
+
+    def __init__(self, path: Path, *, on_skip: OnSkip) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._path = path
+        self._on_skip = on_skip
+        self._errors: tuple[type[Exception], ...] = (pa.ArrowException, OSError)
+        try:
+            self._file = pq.ParquetFile(path)
+        except self._errors as error:
+            raise InputError(f"{path}: this is no sound Parquet file: {error}") from error
+
+    @property
+    def columns(self) -> list[str]:
+        """The top-level columns of the schema."""
+        return list(self._file.schema_arrow.names)
+
+    def rows(self, wanted: tuple[str, ...]) -> Iterator[tuple[int, Values]]:
+        """Iterate over the rows; a null gives None."""
+        number = 0
+        try:
+            for batch in self._file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(wanted)):
+                columns = [batch.column(batch.schema.get_field_index(name)) for name in wanted]
+                for index in range(batch.num_rows):
+                    number += 1
+                    try:
+                        values = tuple(column[index].as_py() for column in columns)
+                    except UnicodeDecodeError:
+                        self._on_skip("bad UTF-8", str(self._path), number)
+                        continue
+                    yield number, values
+        except self._errors as error:
+            raise InputError(f"{self._path}:{number + 1}: the Parquet file is damaged: {error}") from error

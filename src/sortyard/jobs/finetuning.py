@@ -1,0 +1,201 @@
+"""Phase 2: from a pretrained model to a task, in a run folder."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sortyard.errors import InputError
+from sortyard.jobs.display import Display
+from sortyard.jobs.finishing import write_documents
+from sortyard.jobs.folders import Job, check_free, create_run, next_folder
+from sortyard.jobs.loading import SCRATCH, find_start, head_settings, load_classifier, load_start_tokenizer
+from sortyard.jobs.paths import absolute, fingerprint
+from sortyard.jobs.pretraining import save_tokenizer
+from sortyard.recipe import FinetuneSection, LoadedRecipe, Recipe
+from sortyard.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from sortyard.data.encoding import EncodedExamples
+    from sortyard.data.examples import Examples
+    from sortyard.evaluation.classification import EvaluationResult
+
+
+def section_of(recipe: Recipe) -> FinetuneSection:
+    """Returns the recipe's finetune section.
+
+    Raises:
+        InputError: There is none.
+    """
+    if recipe.finetune is None:
+        raise InputError(f"the recipe {recipe.name} has no section finetune; `sortyard new` writes one")
+    return recipe.finetune
+
+
+def start_finetuning(loaded: LoadedRecipe, *, start: str, out: Path | None, display: Display) -> dict[str, Any]:
+    """Fine-tunes a model in a new run folder.
+
+    Args:
+        loaded: The recipe.
+        start: A run's or model's folder, a hub name, or `scratch` for the recipe's own model section.
+        out: The run's folder; None takes the next free `runs/NAME-0001`.
+        display: Told what is being done.
+
+    Returns:
+        JSON values: the folder, scores, baselines, steps and seconds.
+
+    Raises:
+        InputError: The examples, the model, the recipe or the folder cannot be used; then no folder is left behind.
+    """
+    recipe = absolute(loaded.recipe)
+    task = section_of(recipe).task
+    name = recipe.name if task.name in recipe.name else f"{recipe.name}-{task.name}"
+    path = out if out is not None else next_folder(name)
+    check_free(path)
+    source = start if start == SCRATCH else find_start(start)
+    material = _Material.load(recipe, start=source, display=display)
+    files = [item for item in (task.data, task.dev) if item is not None]
+    job = Job("finetune", start=source)
+    run = create_run(path, loaded=loaded, recipe=recipe, job=job, fingerprint=fingerprint(files))
+    try:
+        return _finetune(run, recipe=recipe, material=material, display=display)
+    except Exception:
+        if not run.metrics.exists():  # nothing was trained: the folder would only stand in the way of the next try
+            shutil.rmtree(run.path)
+        raise
+
+
+def run_finetuning(run: RunFolder, *, recipe: Recipe, start: str, display: Display) -> dict[str, Any]:
+    """Does whatever is still to be done in a run that `start_finetuning` made."""
+    material = _Material.load(recipe, start=start, display=display)
+    return _finetune(run, recipe=recipe, material=material, display=display)
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What fine-tuning works on."""
+
+    model: Any
+    tokenizer: "PreTrainedTokenizerFast"
+    train: "Examples"
+    dev: "Examples"
+
+    @classmethod
+    def load(cls, recipe: Recipe, *, start: str, display: Display) -> "_Material":
+        from sortyard.data.tasks import load_examples
+
+        options = section_of(recipe).task
+        train, dev = load_examples(options, "train"), load_examples(options, "dev")
+        for name, split in (("training", train), ("development", dev)):
+            if split.skipped.total:
+                display.say(f"skipped   {split.skipped.total} {name} rows: {split.skipped.describe()}")
+        display.say(f"examples  {len(train):,} to train on, {len(dev):,} to score")
+        if start == SCRATCH:
+            model, tokenizer = _from_scratch(recipe, train=train)
+        else:
+            tokenizer = load_start_tokenizer(start)
+            model = load_classifier(start, task=train.task, seed=recipe.seed)
+        _check_length(model, tokenizer, wanted=options.max_length)
+        return cls(model, tokenizer, train, dev)
+
+    def encode(self, *, max_length: int) -> "EncodedExamples":
+        """Tokenizes the training examples."""
+        from sortyard.data.encoding import encode_examples
+
+        types = getattr(self.model.config, "type_vocab_size", 0) > 1
+        return encode_examples(self.train, tokenizer=self.tokenizer, max_length=max_length, token_type_ids=types)
+
+
+def _from_scratch(recipe: Recipe, *, train: "Examples") -> tuple[Any, "PreTrainedTokenizerFast"]:
+    """Builds the recipe's model, with a tokenizer trained on the training examples' own texts."""
+    from sortyard.data.vocabulary import Vocabulary
+    from sortyard.model.factory import build_model
+    from sortyard.tokenizer.train import load_tokenizer, train_tokenizer
+
+    if recipe.tokenizer.path is not None:
+        tokenizer = load_tokenizer(recipe.tokenizer.path)
+    else:
+        tokenizer = train_tokenizer([*train.texts, *(train.pairs or ())], recipe.tokenizer)
+    model = build_model(
+        recipe.model,
+        head="sequence_classification",
+        vocab_size=len(tokenizer),
+        tokenizer_ids=Vocabulary.of(tokenizer).model_ids(),
+        seed=recipe.seed,
+        **head_settings(train.task),
+    )
+    return model, tokenizer
+
+
+def _check_length(model: Any, tokenizer: Any, *, wanted: int) -> None:
+    from sortyard.evaluation.batching import position_limit
+
+    limits = [position_limit(model, tokenizer=tokenizer), getattr(model.config, "max_position_embeddings", None)]
+    limit = min((value for value in limits if value is not None), default=wanted)
+    if wanted > limit:
+        raise InputError(
+            f"finetune.task.max_length: {wanted} is more than the {limit} positions of the model; "
+            f"set finetune.task.max_length={limit}"
+        )
+
+
+def _finetune(run: RunFolder, *, recipe: Recipe, material: _Material, display: Display) -> dict[str, Any]:
+    from sortyard.data.batches import ClassificationSource
+    from sortyard.evaluation.baselines import baseline_scores
+    from sortyard.jobs.scoring import ScoringTask, score_dev
+    from sortyard.training.loop import train
+
+    section, loop = section_of(recipe), section_of(recipe).loop
+    task, model, tokenizer = ScoringTask.of(material.train.task), material.model, material.tokenizer
+    limit = section.task.max_length
+    baselines = baseline_scores(task, train=material.train, dev=material.dev, seed=recipe.seed)
+    for baseline in baselines:
+        display.say(f"baseline  {baseline.name}: {task.metrics[0]} {baseline.metrics[task.metrics[0]]:.3f}")
+    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    save_tokenizer(tokenizer, folder=run.model, positions=positions)
+    result = train(
+        model,
+        source=ClassificationSource(
+            material.encode(max_length=limit),
+            pad_id=tokenizer.pad_token_id,
+            micro_batch_size=loop.micro_batch_size,
+            accumulation_steps=loop.accumulation_steps,
+            seed=recipe.seed,
+        ),
+        objective=_objective(model),
+        loop=loop,
+        optimizer=section.optimizer,
+        schedule=section.schedule,
+        run=run,
+        seed=recipe.seed,
+        evaluate=lambda current: score_dev(current, tokenizer, material.dev, task=task, max_length=limit).metrics,
+        best_metric=task.metrics[0],
+        progress=display.progress("finetune"),
+    )
+    final = score_dev(model, tokenizer, material.dev, task=task, max_length=limit, baselines=baselines)
+    final.write(run.eval, name=task.name)
+    write_documents(run, model=model, tokenizer=tokenizer, texts=material.dev.texts, display=display)
+    return {"run": run.path, "model": run.model, **outcome(final), "steps": result.steps, "reason": result.reason}
+
+
+def outcome(result: "EvaluationResult") -> dict[str, Any]:
+    """Returns a task's scores as JSON values, the baselines' beside them."""
+    return {
+        "task": result.task,
+        "examples": result.num_examples,
+        "classes": list(result.label_names),
+        "metric": result.main_metric,
+        "score": result.main_score,
+        "interval": [result.interval.low, result.interval.high],
+        "metrics": result.metrics,
+        "baselines": {baseline.name: baseline.metrics for baseline in result.baselines},
+    }
+
+
+def _objective(model: Any) -> Any:
+    from sortyard.jobs.foreign import LogitsObjective
+    from sortyard.objectives.classification import ClassificationObjective
+
+    return ClassificationObjective() if model.config.model_type == "sortyard" else LogitsObjective()

@@ -1,0 +1,125 @@
+"""Models and tokenizers from folders and hub names, every failure in the user's terms."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sortyard.errors import InputError
+from sortyard.jobs.folders import model_folder
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerFast
+
+    from sortyard.data.glue import Task
+
+SCRATCH = "scratch"
+
+
+def device_name() -> str:
+    """Names the device that training takes by itself."""
+    import torch
+
+    return f"cuda: {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else "cpu"
+
+
+def find_start(source: str) -> str:
+    """Turns what the user starts from into what transformers loads: a folder, or a hub name.
+
+    Args:
+        source: A run's folder, a model's folder, or a hub name.
+
+    Raises:
+        InputError: It is none of them.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return str(model_folder(path).resolve())
+    if source.startswith((".", "/", "~", "runs")) or source.count("/") > 1:
+        raise InputError(f"--from {source}: there is no such folder")
+    return source
+
+
+def load_start_tokenizer(start: str) -> "PreTrainedTokenizerFast":
+    """Loads the tokenizer beside a model.
+
+    Raises:
+        InputError: There is none that loads, or it is a slow one.
+    """
+    from transformers import AutoTokenizer
+
+    import sortyard  # noqa: F401  (registers the Auto classes)
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(start)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"--from {start}: no tokenizer can be loaded: {_first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"--from {start}: has a slow tokenizer; convert it to a tokenizer.json first")
+    return tokenizer
+
+
+def load_classifier(start: str, *, task: "Task", seed: int, dropout: float | None = None) -> Any:
+    """Loads a model with a new classification head of the task's width, or with the head it has for this very task.
+
+    Args:
+        start: A model's folder or a hub name.
+        task: Gives the head's width and the labels' names.
+        seed: Seed of a new head's weights.
+        dropout: Dropout before the head of a sortyard model; None leaves what the folder says.
+
+    Returns:
+        The model in float32 on the CPU.
+
+    Raises:
+        InputError: Nothing with a sequence-classification head can be loaded.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    import sortyard  # noqa: F401  (registers the Auto classes)
+
+    settings = head_settings(task)
+    try:
+        config = AutoConfig.from_pretrained(start, **settings)
+        if dropout is not None and config.model_type == "sortyard":
+            config.classifier_dropout = dropout
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AutoModelForSequenceClassification.from_pretrained(
+                start, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"--from {start}: no model for classification can be loaded: {_first_line(error)}") from error
+
+
+def head_settings(task: "Task") -> dict[str, Any]:
+    """Returns the configuration fields of a classification head for a task."""
+    names = dict(enumerate(task.label_names)) if task.label_names else {0: "value"}
+    return {
+        "num_labels": task.num_labels,
+        "id2label": names,
+        "label2id": {name: number for number, name in names.items()},
+        "problem_type": "regression" if task.type == "regression" else "single_label_classification",
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def start_shapes(start: str) -> "nn.Module":
+    """Builds the shapes of the classifier that fine-tuning would start from, for `--dry-run`.
+
+    Raises:
+        InputError: There is no such model, or it has no classification head.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    import sortyard  # noqa: F401  (registers the Auto classes)
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(start))  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"--from {start}: no model for classification can be loaded: {_first_line(error)}") from error

@@ -1,0 +1,134 @@
+"""What a run would cost, worked out before anything starts."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from sortyard.errors import InputError
+from sortyard.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The size of one phase.
+
+    Attributes:
+        phase: Which section of the recipe.
+        parameters: All of the model's.
+        active_parameters: Those that one token passes through.
+        memory_bytes: Estimated peak of a training step.
+        samples_per_step: Rows or examples of one optimizer step.
+        micro_batches: Micro-batches of one step, and their size.
+        sequence_length: Tokens of a row, or at most of an example.
+        steps: Optimizer steps; None where they depend on the amount of data.
+        epochs: Passes over the data; None where steps are set.
+        tokens: At most, over all steps; None where the steps are.
+    """
+
+    phase: Literal["pretrain", "finetune"]
+    parameters: int
+    active_parameters: int
+    memory_bytes: int
+    samples_per_step: int
+    micro_batches: tuple[int, int]
+    sequence_length: int
+    steps: int | None
+    epochs: float | None
+    tokens: int | None
+
+    def record(self) -> dict[str, Any]:
+        """Returns the fields as JSON values."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Writes the plan for a human reader."""
+        count, size = self.micro_batches
+        step = f"{self.samples_per_step:,} sequences = {count} x {size:,} of {self.sequence_length:,} tokens"
+        length = f"{self.steps:,} steps" if self.steps is not None else f"{self.epochs:g} epochs over the data"
+        tokens = f", at most {self.tokens:,} tokens" if self.tokens is not None else ""
+        return (
+            f"{self.phase}\n"
+            f"  parameters  {self.parameters:,} total, {self.active_parameters:,} active\n"
+            f"  step        {step}\n"
+            f"  length      {length}{tokens}\n"
+            f"  memory      about {self.memory_bytes / GIB:.2f} GiB, and the libraries' own on top"
+        )
+
+
+def plan_pretraining(recipe: Recipe) -> Plan:
+    """Works out the cost of a recipe's pretraining; builds shapes only, reads no data.
+
+    Raises:
+        InputError: The recipe has no pretrain section.
+    """
+    section = recipe.pretrain
+    if section is None:
+        raise InputError(f"the recipe {recipe.name} has no section pretrain; `sortyard new` writes one")
+    share = section.masking.probability if section.objective == "masked_lm" else 1.0
+    model = _shapes(recipe, head=section.objective, num_labels=2)
+    return _plan(recipe, model, phase="pretrain", length=section.data.sequence_length, target_share=share)
+
+
+def plan_finetuning(recipe: Recipe, *, start: "nn.Module | None" = None) -> Plan:
+    """Works out the cost of a recipe's fine-tuning.
+
+    Args:
+        recipe: With a finetune section.
+        start: The model to be fine-tuned; None stands for one of the recipe's model section.
+
+    Raises:
+        InputError: The recipe has no finetune section.
+    """
+    section = recipe.finetune
+    if section is None:
+        raise InputError(f"the recipe {recipe.name} has no section finetune; `sortyard new` writes one")
+    model = start if start is not None else _shapes(recipe, head="sequence_classification", num_labels=2)
+    return _plan(recipe, model, phase="finetune", length=section.task.max_length, target_share=0.0)
+
+
+def _shapes(recipe: Recipe, *, head: str, num_labels: int) -> "nn.Module":
+    from sortyard.evaluation.cost import meta_model
+    from sortyard.model.configuration import SortyardConfig
+
+    config = SortyardConfig.from_options(
+        recipe.model, vocab_size=recipe.tokenizer.vocab_size, causal=head == "causal_lm", num_labels=num_labels
+    )
+    model: nn.Module = meta_model(config, head=head)
+    return model
+
+
+def _plan(
+    recipe: Recipe, model: "nn.Module", *, phase: Literal["pretrain", "finetune"], length: int, target_share: float
+) -> Plan:
+    from sortyard.evaluation.cost import parameter_counts, training_memory
+
+    section = getattr(recipe, phase)
+    loop, counts = section.loop, parameter_counts(model)
+    samples = loop.micro_batch_size * loop.accumulation_steps
+    if getattr(model.config, "model_type", "") == "sortyard":
+        memory = training_memory(
+            model,
+            micro_batch_size=loop.micro_batch_size,
+            length=length,
+            precision=loop.precision,
+            activation_checkpointing=loop.activation_checkpointing,
+            target_share=target_share,
+        ).total
+    else:
+        memory = 16 * counts.total  # weights, gradients and AdamW's two moments; its activations are not known
+    return Plan(
+        phase=phase,
+        parameters=counts.total,
+        active_parameters=counts.active,
+        memory_bytes=memory,
+        samples_per_step=samples,
+        micro_batches=(loop.accumulation_steps, loop.micro_batch_size),
+        sequence_length=length,
+        steps=loop.steps,
+        epochs=loop.epochs,
+        tokens=None if loop.steps is None else loop.steps * samples * length,
+    )

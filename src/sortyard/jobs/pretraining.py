@@ -1,0 +1,223 @@
+"""Phase 1: from text to a pretrained model, in a run folder."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from sortyard.errors import InputError
+from sortyard.jobs.display import Display
+from sortyard.jobs.finishing import write_documents
+from sortyard.jobs.folders import Job, check_free, create_run, next_folder
+from sortyard.jobs.paths import absolute, fingerprint
+from sortyard.recipe import LoadedRecipe, PretrainSection, Recipe
+from sortyard.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from sortyard.data.batches import BatchSource
+    from sortyard.data.packing import PackedRows
+    from sortyard.data.vocabulary import Vocabulary
+    from sortyard.jobs.corpora import Corpus
+
+DECODED_ROWS = 40
+
+
+def section_of(recipe: Recipe) -> PretrainSection:
+    """Returns the recipe's pretrain section.
+
+    Raises:
+        InputError: There is none.
+    """
+    if recipe.pretrain is None:
+        raise InputError(f"the recipe {recipe.name} has no section pretrain; `sortyard new` writes one")
+    return recipe.pretrain
+
+
+def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Display) -> dict[str, Any]:
+    """Pretrains a model in a new run folder.
+
+    Args:
+        loaded: The recipe.
+        out: The run's folder; None takes the next free `runs/NAME-0001`.
+        display: Told what is being done.
+
+    Returns:
+        JSON values: the folder, steps, tokens, seconds and held-out figures.
+
+    Raises:
+        InputError: The data, the recipe or the folder cannot be used; then no folder is left behind.
+    """
+    from sortyard.jobs.corpora import check_corpus
+
+    recipe = absolute(loaded.recipe)
+    data = section_of(recipe).data
+    path = out if out is not None else next_folder(recipe.name)
+    check_free(path)
+    check_corpus(data)
+    run = create_run(path, loaded=loaded, recipe=recipe, job=Job("pretrain"), fingerprint=fingerprint([data.path]))
+    try:
+        return run_pretraining(run, recipe=recipe, display=display)
+    except Exception:
+        if not run.metrics.exists():  # nothing was trained: the folder would only stand in the way of the next try
+            shutil.rmtree(run.path)
+        raise
+
+
+def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict[str, Any]:
+    """Does whatever is still to be done in a run: tokenizer, shards, training, documents.
+
+    Args:
+        run: A run that `create_run` made, at any stage.
+        recipe: Its resolved recipe.
+        display: Told what is being done.
+    """
+    from sortyard.jobs.corpora import prepare_corpus
+    from sortyard.model.factory import build_model
+    from sortyard.training.loop import train
+
+    section = section_of(recipe)
+    corpus = prepare_corpus(
+        section.data, tokenizer=recipe.tokenizer, folder=run.path / "data", seed=recipe.seed, display=display
+    )
+    model = build_model(
+        recipe.model,
+        head=section.objective,
+        vocab_size=len(corpus.tokenizer),
+        tokenizer_ids=corpus.vocabulary.model_ids(),
+        seed=recipe.seed,
+    )
+    held_out = _HeldOut(corpus.held_out, section=section, vocabulary=corpus.vocabulary, seed=recipe.seed)
+    save_tokenizer(corpus.tokenizer, folder=run.model, positions=recipe.model.max_position_embeddings)
+    result = train(
+        model,
+        source=_source(corpus.rows, section=section, vocabulary=corpus.vocabulary, seed=recipe.seed),
+        objective=_objective(section),
+        loop=section.loop,
+        optimizer=section.optimizer,
+        schedule=section.schedule,
+        run=run,
+        seed=recipe.seed,
+        evaluate=held_out if corpus.held_out is not None else None,
+        best_metric="loss",
+        progress=display.progress("pretrain"),
+    )
+    texts = _decoded(corpus)
+    write_documents(run, model=model, tokenizer=corpus.tokenizer, texts=texts, display=display)
+    return {
+        "run": run.path,
+        "model": run.model,
+        "steps": result.steps,
+        "reason": result.reason,
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 3),
+        "evaluation": last_evaluation(run),
+    }
+
+
+def held_out_scores(
+    run: RunFolder, *, recipe: Recipe, data: str | None, batch_size: int, display: Display
+) -> dict[str, float]:
+    """Scores a finished run's model on held-out rows: its own, or all of another text.
+
+    Raises:
+        InputError: The run has no model or holds out no rows, or the text cannot be used.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    import sortyard  # noqa: F401  (registers the Auto classes)
+
+    section = section_of(recipe)
+    kind = AutoModelForCausalLM if section.objective == "causal_lm" else AutoModelForMaskedLM
+    section = section.model_copy(update={"loop": section.loop.model_copy(update={"micro_batch_size": batch_size})})
+    with TemporaryDirectory(prefix="sortyard-") as aside:
+        rows, vocabulary = _rows_to_score(run, recipe=recipe, data=data, aside=Path(aside), display=display)
+        held_out = _HeldOut(rows, section=section, vocabulary=vocabulary, seed=recipe.seed)
+        return held_out(kind.from_pretrained(run.model))
+
+
+def _rows_to_score(
+    run: RunFolder, *, recipe: Recipe, data: str | None, aside: Path, display: Display
+) -> "tuple[PackedRows, Vocabulary]":
+    from sortyard.jobs.corpora import prepare_corpus
+
+    own, tokenizer = section_of(recipe).data, recipe.tokenizer
+    if data is None:
+        corpus = prepare_corpus(own, tokenizer=tokenizer, folder=run.path / "data", seed=recipe.seed, display=display)
+        if corpus.held_out is None:
+            raise InputError(f"{run.path}: holds out no rows (validation_fraction is 0); give --data")
+        return corpus.held_out, corpus.vocabulary
+    other = own.model_copy(update={"path": data, "hub_config": None, "validation_fraction": 0.0})
+    options = tokenizer.model_copy(update={"path": run.model})
+    corpus = prepare_corpus(other, tokenizer=options, folder=aside, seed=recipe.seed, display=display)
+    return corpus.rows, corpus.vocabulary
+
+
+def _decoded(corpus: "Corpus") -> list[str]:
+    """Returns the first pieces of the first held-out rows (of the training rows where none are held out) as text."""
+    rows = corpus.held_out if corpus.held_out is not None else corpus.rows
+    texts = []
+    for index in range(min(len(rows), DECODED_ROWS)):
+        ids, boundaries = rows.row(index)
+        texts.append(corpus.tokenizer.decode(ids[: boundaries[1]].tolist(), skip_special_tokens=True))
+    return texts
+
+
+def last_evaluation(run: RunFolder) -> dict[str, Any]:
+    """Returns the figures of a run's last evaluation, or nothing where there was none."""
+    records = run.read_metrics("eval")
+    return {key: value for key, value in records[-1].items() if key not in ("kind", "step")} if records else {}
+
+
+def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", *, folder: Path, positions: int) -> None:
+    """Writes a tokenizer beside a model, announcing no longer sequences than the model has positions for."""
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    tokenizer.save_pretrained(str(folder))
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """Scores a model on the held-out rows; the same rows and masks every time."""
+
+    rows: "PackedRows | None"
+    section: PretrainSection
+    vocabulary: "Vocabulary"
+    seed: int
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        from sortyard.evaluation.perplexity import evaluate_language_model
+
+        causal = self.section.objective == "causal_lm"
+        score = evaluate_language_model(model, batches=self.batches(), causal=causal)
+        return {"loss": score.loss, "perplexity": score.perplexity, "accuracy": score.accuracy}
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        from sortyard.data.batches import causal_lm_validation, masked_lm_validation
+
+        assert self.rows is not None
+        size = self.section.loop.micro_batch_size
+        if self.section.objective == "causal_lm":
+            return causal_lm_validation(self.rows, vocabulary=self.vocabulary, batch_size=size)
+        return masked_lm_validation(
+            self.rows, vocabulary=self.vocabulary, masking=self.section.masking, batch_size=size, seed=self.seed
+        )
+
+
+def _source(rows: "PackedRows", *, section: PretrainSection, vocabulary: "Vocabulary", seed: int) -> "BatchSource":
+    from sortyard.data.batches import CausalLMSource, MaskedLMSource
+
+    loop = section.loop
+    sizes = {"micro_batch_size": loop.micro_batch_size, "accumulation_steps": loop.accumulation_steps}
+    if section.objective == "causal_lm":
+        return CausalLMSource(rows, vocabulary=vocabulary, seed=seed, **sizes)
+    return MaskedLMSource(rows, vocabulary=vocabulary, masking=section.masking, seed=seed, **sizes)
+
+
+def _objective(section: PretrainSection) -> Any:
+    from sortyard.objectives.causal_lm import CausalLMObjective
+    from sortyard.objectives.masked_lm import MaskedLMObjective
+
+    return CausalLMObjective() if section.objective == "causal_lm" else MaskedLMObjective()

@@ -1,0 +1,1 @@
+"""Training and loading the tokenizers that the models read text with."""

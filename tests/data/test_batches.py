@@ -1,0 +1,192 @@
+"""Sources: a step's batch is a function of the step, every sample comes once per epoch, layouts are right."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sortyard.data.batches import (
+    CausalLMSource,
+    ClassificationSource,
+    MaskedLMSource,
+    causal_lm_validation,
+    classification_batches,
+    masked_lm_validation,
+)
+from sortyard.data.encoding import EncodedExamples, encode_examples
+from sortyard.data.examples import Examples
+from sortyard.data.glue import TASKS
+from sortyard.data.masking import IGNORED
+from sortyard.data.options import MaskingOptions
+from sortyard.data.order import epoch_order, global_samples
+from sortyard.data.packing import PackedRows
+from sortyard.data.skips import SkipLog
+from sortyard.data.vocabulary import Vocabulary
+from tests.data.conftest import MemoryDocuments
+
+LENGTHS = [3, 50, 9, 20, 31, 77, 12, 5, 64, 18, 40]
+
+
+@pytest.fixture(scope="module")
+def rows(vocabulary: Vocabulary) -> PackedRows:
+    return PackedRows(MemoryDocuments([length // 2 for length in LENGTHS]), sequence_length=32, vocabulary=vocabulary)
+
+
+def masked_source(rows: PackedRows, vocabulary: Vocabulary, **options: int) -> MaskedLMSource:
+    sizes = {"micro_batch_size": 2, "accumulation_steps": 2, "seed": 0, **options}
+    return MaskedLMSource(rows, vocabulary=vocabulary, masking=MaskingOptions(), **sizes)  # type: ignore[arg-type]
+
+
+def assert_equal_batches(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.equal(one[name], other[name]), name
+
+
+@given(count=st.integers(1, 300), seed=st.integers(0, 2**31), epoch=st.integers(0, 1000))
+def test_the_order_is_a_permutation(count: int, seed: int, epoch: int) -> None:
+    assert sorted(epoch_order(count, seed=seed, epoch=epoch).tolist()) == list(range(count))
+
+
+@given(count=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 9))
+def test_samples_run_across_epochs(count: int, batch: int, seed: int) -> None:
+    steps = 2 * count
+    pairs = [
+        pair for step in range(steps) for pair in global_samples(step, batch_size=batch, num_samples=count, seed=seed)
+    ]
+    assert set(Counter(pairs).values()) == {1}
+    assert len(pairs) == steps * batch
+    assert [epoch for epoch, _ in pairs] == sorted(epoch for epoch, _ in pairs)
+
+
+def test_the_order_changes_with_seed_and_epoch_and_cannot_be_written_to() -> None:
+    first = epoch_order(50, seed=0, epoch=0)
+    assert first.tolist() != epoch_order(50, seed=0, epoch=1).tolist()
+    assert first.tolist() != epoch_order(50, seed=1, epoch=0).tolist()
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 1
+
+
+def test_any_step_is_computed_without_the_earlier_ones(rows: PackedRows, vocabulary: Vocabulary) -> None:
+    source = masked_source(rows, vocabulary)
+    steps = [source.step(step) for step in range(7)]
+    assert_equal_batches(masked_source(rows, vocabulary).step(6), steps[6])
+    assert_equal_batches(source.step(2), steps[2])
+    assert not torch.equal(steps[0][0]["input_ids"], steps[1][0]["input_ids"])
+
+
+def test_accumulation_only_cuts_the_step_differently(rows: PackedRows, vocabulary: Vocabulary) -> None:
+    whole = masked_source(rows, vocabulary, micro_batch_size=4, accumulation_steps=1).step(3)[0]
+    parts = masked_source(rows, vocabulary, micro_batch_size=1, accumulation_steps=4).step(3)
+    assert len(parts) == 4
+    for name in ("input_ids", "labels", "attention_mask"):
+        assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
+
+
+def test_layout_of_a_masked_batch(rows: PackedRows, vocabulary: Vocabulary) -> None:
+    source = masked_source(rows, vocabulary)
+    batch = source.step(0)[1]
+    samples = global_samples(0, batch_size=4, num_samples=len(rows), seed=0)[2:]
+    assert {name: value.dtype for name, value in batch.items()} == {
+        "input_ids": torch.int64, "attention_mask": torch.int64, "labels": torch.int64, "cu_seqlens": torch.int32,
+    }  # fmt: skip
+    borders = {0}
+    for index, (_, sample) in enumerate(samples):
+        ids, boundaries = rows.row(sample)
+        used = len(ids)
+        restored = torch.where(batch["labels"] == IGNORED, batch["input_ids"], batch["labels"])
+        assert restored[index, :used].tolist() == ids.tolist()
+        assert (batch["input_ids"][index, used:] == vocabulary.pad_id).all()
+        assert batch["attention_mask"][index].tolist() == [1] * used + [0] * (32 - used)
+        borders |= {int(border) + 32 * index for border in boundaries} | {32 * (index + 1)}
+    assert batch["cu_seqlens"].tolist() == sorted(borders)
+
+
+def test_causal_labels_leave_out_the_start_of_each_document(rows: PackedRows, vocabulary: Vocabulary) -> None:
+    source = CausalLMSource(rows, vocabulary=vocabulary, micro_batch_size=3, seed=0)
+    batch = source.step(0)[0]
+    starts = batch["input_ids"] == vocabulary.cls_id
+    real = batch["attention_mask"].bool()
+    assert (batch["labels"][starts | ~real] == IGNORED).all()
+    assert torch.equal(batch["labels"][real & ~starts], batch["input_ids"][real & ~starts])
+
+
+def test_validation_is_the_same_every_time_and_covers_all_rows(rows: PackedRows, vocabulary: Vocabulary) -> None:
+    options = {"vocabulary": vocabulary, "masking": MaskingOptions(), "batch_size": 4, "seed": 5}
+    first, second = (list(masked_lm_validation(rows, **options)) for _ in range(2))  # type: ignore[arg-type]
+    assert_equal_batches(first, second)
+    assert sum(len(batch["input_ids"]) for batch in first) == len(rows)
+    causal = list(causal_lm_validation(rows, vocabulary=vocabulary, batch_size=4))
+    assert sum(int(batch["attention_mask"].sum()) for batch in causal) == rows.num_tokens
+
+
+def encoded(lengths: list[int]) -> EncodedExamples:
+    ids = np.concatenate([np.full(length, number + 10) for number, length in enumerate(lengths)])
+    return EncodedExamples(
+        ids=ids.astype(np.int32),
+        token_types=None,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        labels=np.arange(len(lengths)),
+        num_truncated=0,
+    )
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 450])
+def test_classification_visits_every_example_once_per_epoch(count: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, size=count).tolist()
+    source = ClassificationSource(encoded(lengths), pad_id=0, micro_batch_size=2, accumulation_steps=2, seed=0)
+    assert source.steps_per_epoch == -(-count // 4)
+    for epoch in (0, 1):
+        steps = range(epoch * source.steps_per_epoch, (epoch + 1) * source.steps_per_epoch)
+        batches = [batch for step in steps for batch in source.step(step)]
+        assert sorted(torch.cat([batch["labels"] for batch in batches]).tolist()) == list(range(count))
+        for batch in batches:
+            width = batch["input_ids"].shape[1]
+            longest = int(batch["attention_mask"].sum(dim=1).max())
+            assert width % 8 == 0
+            assert longest <= width < longest + 8
+
+
+def test_classification_steps_are_pure_and_grouped_by_length() -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, size=500).tolist()
+    make = lambda: ClassificationSource(encoded(lengths), pad_id=0, micro_batch_size=8, seed=1)  # noqa: E731
+    source = make()
+    batches = [source.step(step)[0] for step in range(source.steps_per_epoch)]
+    assert_equal_batches(make().step(40), [batches[40]])
+    filled = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    assert filled / sum(batch["input_ids"].numel() for batch in batches) > 0.9
+    again = [source.step(source.steps_per_epoch + step)[0]["labels"].tolist() for step in range(3)]
+    assert again != [batch["labels"].tolist() for batch in batches[:3]]
+
+
+def test_classification_validation_keeps_the_order() -> None:
+    batches = list(classification_batches(encoded([3, 9, 4, 20, 1]), pad_id=0, batch_size=2))
+    assert torch.cat([batch["labels"] for batch in batches]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_encoding_counts_what_it_cuts(tokenizer: Any) -> None:
+    examples = Examples(
+        task=TASKS["stsb"],
+        texts=["ka lo", "ka " * 50, "mi"],
+        pairs=["ne", "lo", "ru " * 50],
+        labels=np.array([0.5, 1.0, 5.0], dtype=np.float32),
+        places=["a:1", "a:2", "a:3"],
+        skipped=SkipLog(),
+    )
+    result = encode_examples(examples, tokenizer=tokenizer, max_length=16, token_type_ids=True)
+    assert result.num_truncated == 2
+    assert result.lengths.max() == 16
+    first = slice(*result.offsets[:2])
+    expected = tokenizer("ka lo", "ne", return_token_type_ids=True)
+    assert result.ids[first].tolist() == expected["input_ids"]
+    assert result.token_types is not None
+    assert result.token_types[first].tolist() == expected["token_type_ids"]
+    batch = next(classification_batches(result, pad_id=0, batch_size=3))
+    assert batch["labels"].dtype == torch.float32
+    assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "labels"}
