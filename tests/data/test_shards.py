@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sortyard import durable
 from sortyard.data import prepare, shard_writing
 from sortyard.data.options import CorpusOptions
 from sortyard.data.shards import TokenShards, prepare_shards
@@ -78,9 +79,9 @@ def test_resumed_shards_equal_uninterrupted_ones(corpus: Path, tokenizer: Any, t
     with pytest.raises(InputError, match="did not finish"):
         TokenShards.open(tmp_path / "cut")
     listed = len(json.loads((tmp_path / "cut" / "index.json").read_text())["shards"])
-    (tmp_path / "cut" / "tokens-00099.bin.partial").write_bytes(b"left by a kill")
+    (tmp_path / "cut" / ".aside-tokens-00099.bin").write_bytes(b"left by a kill")
     prepare_shards(options(corpus), tokenizer=tokenizer, out=tmp_path / "cut")
-    (tmp_path / "cut" / "tokens-00099.bin.partial").unlink(missing_ok=True)
+    (tmp_path / "cut" / ".aside-tokens-00099.bin").unlink(missing_ok=True)
     assert calls < 9 or listed > 0
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -152,7 +153,7 @@ def test_a_full_disk_is_named_and_preparing_goes_on_afterwards(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writing.os, "fsync", full)
+        patch.setattr(durable.os, "fsync", full)
         with pytest.raises(InputError, match=r"tokens-\d+.bin|documents-\d+.npy|index.json") as caught:
             prepare_shards(options(corpus), tokenizer=tokenizer, out=tmp_path / "out")
     assert re.search(r"the disk is full: \d+ bytes", str(caught.value))

@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from sortyard.data.stdlib import StdlibDocument
-from sortyard.jobs.stdlib_task import DEV, TEXT, TRAIN, dev_modules, write_stdlib_files
-
 TINY = (
     "tokenizer.vocab_size=400",
     "model.hidden_size=16",
@@ -36,28 +33,3 @@ def test_the_demo_runs_to_its_report_and_is_never_overwritten(sortyard: Callable
     status, second, err = sortyard("demo", *TINY)
     assert (status, second["run"]) == (0, "runs/demo-0002")
     assert "left as it is" in err
-
-
-def documents() -> list[StdlibDocument]:
-    sizes = range(1, 41)
-    return [StdlibDocument(f"m{i}", "ab"[i % 2], (f"module {i} " + "word " * 70 * (1 + i % 3),)) for i in sizes]
-
-
-def test_development_modules_are_whole_and_about_a_fifth() -> None:
-    chosen = dev_modules(documents())
-    assert chosen == dev_modules(documents()[::-1])
-    for family in "ab":
-        sizes = {d.module: len(d.text) for d in documents() if d.family == family}
-        share = sum(size for module, size in sizes.items() if module in chosen) / sum(sizes.values())
-        assert 0.1 < share < 0.25
-
-
-def test_no_text_of_the_development_modules_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sortyard.data.stdlib.stdlib_corpus", lambda: iter(documents()))
-    write_stdlib_files(tmp_path)
-    seen = (tmp_path / TEXT).read_text() + (tmp_path / TRAIN).read_text()
-    rows = [json.loads(line) for line in (tmp_path / DEV).read_text().splitlines()]
-    assert rows
-    assert {row["label"] for row in rows} == {"a", "b"}
-    for row in rows:
-        assert json.dumps(row["text"]) not in seen

@@ -67,7 +67,7 @@ def test_an_existing_run_is_not_overwritten(sortyard: Callable) -> None:
         (["predict", "runs/tiny-custom-0001", "-i", "no.txt"], "no such file"),
         (["predict", "runs/tiny-custom-0001", "-i", "empty.txt"], "empty"),
         (["predict", "runs/tiny-0001", "-i", "text.txt"], "sequence-classification head"),
-        (["predict", "runs/tiny-custom-0001", "-i", "task.jsonl", "--text-column", "txt"], "task.jsonl:1"),
+        (["predict", "runs/tiny-custom-0001", "-i", "task.jsonl", "--text-column", "txt"], "no column 'txt'"),
         (["predict", "runs/tiny-custom-0001", "-i", "bytes.txt"], "bytes.txt:2"),
         (["predict", "runs/tiny-custom-0001", "-i", "text.txt", "-o", "text.txt"], "left as it is"),
         (["eval", "runs/tiny-custom-0001/model"], "--task"),
@@ -110,9 +110,19 @@ def test_eval_repeats_the_runs_own_scores(sortyard: Callable, yard: Path) -> Non
 
 def test_eval_on_other_data(sortyard: Callable, yard: Path) -> None:
     status, found, _ = sortyard("eval", "runs/tiny-custom-0001", "--data", "task.jsonl")
-    assert (status, found["examples"]) == (0, 8)
+    assert (status, found["examples"]) == (0, 80)
     status, found, _ = sortyard("eval", "runs/tiny-0001", "--data", "task.jsonl")
     assert (status, found["data"]) == (0, "task.jsonl")
+
+
+def test_eval_numbers_the_classes_as_the_model_does(sortyard: Callable, yard: Path) -> None:
+    (yard / "one.jsonl").write_text('{"text": "a cat sings", "label": "good"}\n')
+    (yard / "other.jsonl").write_text('{"text": "a cat", "label": "good"}\n{"text": "a dog", "label": "fair"}\n')
+    status, found, _ = sortyard("eval", "runs/tiny-custom-0001", "--data", "one.jsonl")
+    assert (status, found["examples"], found["classes"]) == (0, 1, ["bad", "good"])
+    status, found, _ = sortyard("eval", "runs/tiny-custom-0001", "--data", "other.jsonl")
+    assert status == 2
+    assert "other.jsonl:2" in found["error"]
 
 
 def test_a_thousand_predictions_keep_their_order(sortyard: Callable, yard: Path) -> None:
@@ -181,7 +191,7 @@ def test_peek_shows_masks_and_boundaries(sortyard: Callable) -> None:
 
 
 def test_from_scratch_and_from_another_librarys_model(sortyard: Callable, yard: Path) -> None:
-    from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM
 
     tokenizer = AutoTokenizer.from_pretrained(yard / "runs/tiny-0001/model")
     config = BertConfig(
@@ -200,6 +210,8 @@ def test_from_scratch_and_from_another_librarys_model(sortyard: Callable, yard: 
         assert status == 0
         assert found["task"] == "custom"
         assert sortyard("finetune", "tiny.yaml", "--from", start, "--dry-run")[0] == 0
+        model = AutoModelForSequenceClassification.from_pretrained(yard / f"runs/from-{start}/model")
+        assert model.config.id2label == {0: "bad", 1: "good"}
 
 
 def test_a_causal_model(sortyard: Callable) -> None:

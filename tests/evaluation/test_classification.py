@@ -12,7 +12,7 @@ from sortyard.errors import InputError
 from sortyard.evaluation.baselines import BaselineScore
 from sortyard.evaluation.batching import position_limit, sequence_logits
 from sortyard.evaluation.classification import evaluate_examples
-from tests.evaluation.tiny import POSITIONS, make_bert, make_examples, make_texts, make_tokenizer, scoring
+from tests.evaluation.tiny import POSITIONS, make_bert, make_examples, make_texts, make_tokenizer
 
 
 def one_by_one(texts: list[str], *, num_labels: int = 3) -> torch.Tensor:
@@ -53,7 +53,7 @@ def test_result_and_files(tmp_path: Path) -> None:
     labels[:3] = (labels[:3] + 1) % 3
     examples = make_examples("mnli", texts=texts, labels=labels.tolist())
     result = evaluate_examples(
-        make_bert(), tokenizer=make_tokenizer(), examples=examples, task=scoring("mnli"),
+        make_bert(), tokenizer=make_tokenizer(), examples=examples,
         baselines=[BaselineScore("majority class", {"accuracy": 0.5})],
     )  # fmt: skip
     assert result.metrics == {"accuracy": 0.75}
@@ -74,7 +74,7 @@ def test_regression_of_pairs() -> None:
     texts = make_texts(6)
     examples = make_examples("stsb", texts=texts, labels=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0], pairs=texts[::-1])
     model = make_bert(num_labels=1).train()
-    result = evaluate_examples(model, tokenizer=make_tokenizer(), examples=examples, task=scoring("stsb"))
+    result = evaluate_examples(model, tokenizer=make_tokenizer(), examples=examples)
     assert result.confusion is None
     assert set(result.metrics) == {"pearson", "spearman", "combined_score"}
     assert result.predictions[2]["text_pair"] == texts[3]
@@ -86,7 +86,7 @@ def test_hidden_labels_and_empty_splits_are_refused() -> None:
     empty = make_examples("sst2", texts=[], labels=[])
     for split in (replace(examples, labels=None), empty):
         with pytest.raises(InputError, match="no labelled examples"):
-            evaluate_examples(make_bert(), tokenizer=make_tokenizer(), examples=split, task=scoring("sst2"))
+            evaluate_examples(make_bert(), tokenizer=make_tokenizer(), examples=split)
 
 
 def test_position_limit_prefers_what_is_smaller() -> None:

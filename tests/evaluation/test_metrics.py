@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from sortyard.data.glue import TASKS
 from sortyard.evaluation.metrics import METRICS, bootstrap_interval, headline_interval, score, wilson_interval
-from tests.evaluation.tiny import scoring
 
 
 @pytest.mark.parametrize(
@@ -20,14 +20,14 @@ from tests.evaluation.tiny import scoring
     ],
 )  # fmt: skip
 def test_official_metrics(task: str, predictions: list[float], labels: list[float], expected: dict[str, float]) -> None:
-    assert score(scoring(task), predictions=predictions, labels=labels) == pytest.approx(expected)
+    assert score(TASKS[task], predictions=predictions, labels=labels) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("task", ["cola", "mrpc", "sst2", "stsb"])
 def test_constant_predictions_score_instead_of_failing(task: str) -> None:
-    scores = score(scoring(task), predictions=np.zeros(4), labels=np.array([0, 1, 1, 1]))
-    assert scores[scoring(task).metrics[0]] == (0.25 if task == "sst2" else 0.0)
-    headline_interval(scoring(task), predictions=np.zeros(4), labels=np.array([0, 1, 1, 1]))
+    scores = score(TASKS[task], predictions=np.zeros(4), labels=np.array([0, 1, 1, 1]))
+    assert scores[TASKS[task].metrics[0]] == (0.25 if task == "sst2" else 0.0)
+    headline_interval(TASKS[task], predictions=np.zeros(4), labels=np.array([0, 1, 1, 1]))
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_constant_predictions_score_instead_of_failing(task: str) -> None:
 )
 def test_what_cannot_be_scored(predictions: list[float], labels: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        score(scoring("stsb"), predictions=predictions, labels=labels)
+        score(TASKS["stsb"], predictions=predictions, labels=labels)
 
 
 def test_wilson_interval_against_published_values() -> None:

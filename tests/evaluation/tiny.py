@@ -1,7 +1,5 @@
 """A tiny BERT classifier, its tokenizer and labelled examples, with no file and no network."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from tokenizers import Tokenizer
@@ -50,19 +48,3 @@ def make_examples(name: str, *, texts: list[str], labels: list[float], pairs: li
     kind = np.float32 if TASKS[name].type == "regression" else np.int64
     places = [f"file:{i}" for i in range(len(texts))]
     return Examples(TASKS[name], texts, pairs, np.asarray(labels, dtype=kind), places, SkipLog())
-
-
-@dataclass(frozen=True)
-class ScoringTask:
-    """A GLUE task with its headline metric first."""
-
-    name: str
-    type: str
-    metrics: tuple[str, ...]
-    labels: tuple[str, ...]
-
-
-def scoring(name: str) -> ScoringTask:
-    task = TASKS[name]
-    others = tuple(metric for metric in task.metrics if metric != task.best_metric)
-    return ScoringTask(name, task.type, (task.best_metric, *others), task.label_names)

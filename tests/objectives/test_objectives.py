@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from sortyard.objectives.causal_lm import CausalLMObjective
-from sortyard.objectives.classification import ClassificationObjective
+from sortyard.objectives.classification import ClassificationObjective, LogitsObjective
 from sortyard.objectives.masked_lm import MaskedLMObjective
 from tests.training.tiny import TinyModel, TinyOutput, TinySource
 
@@ -43,3 +45,30 @@ def test_model_without_experts_has_no_balance():
     loss = MaskedLMObjective().compute(Plain(), {}, num_targets=4)
     assert (loss.balance, loss.expert_loads, loss.sparsity) == (None, None, 0.0)
     assert loss.total == 0.25
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [("single_label_classification", torch.tensor([1, -100, 0])), ("regression", torch.tensor([1.0, 0.5, 2.0]))],
+)
+def test_micro_batches_of_a_foreign_model_add_up_to_the_steps_mean(kind, labels):
+    class Foreign(torch.nn.Linear):
+        config = SimpleNamespace(problem_type=kind)
+
+        def forward(self, input_ids):
+            return SimpleNamespace(logits=super().forward(input_ids))
+
+    model, rows = Foreign(4, 1 if kind == "regression" else 2), torch.randn(3, 4)
+    objective = LogitsObjective()
+    count = objective.count_targets({"labels": labels})
+    parts = [
+        objective.compute(model, {"input_ids": rows[i : i + 1], "labels": labels[i : i + 1]}, num_targets=count)
+        for i in range(3)
+    ]
+    logits = model(rows).logits
+    whole = (
+        torch.nn.functional.mse_loss(logits.flatten(), labels)
+        if kind == "regression"
+        else torch.nn.functional.cross_entropy(logits, labels)
+    )
+    torch.testing.assert_close(sum(part.total for part in parts), whole)

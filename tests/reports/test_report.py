@@ -83,7 +83,8 @@ def test_demo_page_shows_every_part(demo_page: Path) -> None:
     for part in (
         "The model beats the bag-of-words baseline: 71.2 against 68.0 %.",
         "65.3 to 76.4 (n = 250), holds both, so the difference may be chance",
-        "Pretraining", "Fine-tuning", "Experts while pretraining", "Buckets after fine-tuning", "Results on custom",
+        "Pretraining", "Fine-tuning", "Experts while pretraining", "Buckets after fine-tuning",
+        "Results on modules.tsv",
         "Wrong, and surest of it (72 wrong in all)", "sortyard demo --out runs/demo", "2.46M", "4 min 12 s",
         "A processor, 2 cores", "resumed (step 450)", "9 checkpoints", "Environment and recipe",
         "majority class 25.2 %",

@@ -81,3 +81,9 @@ def test_environment_is_plain_json(tmp_path):
     assert run.read_environment() == json.loads(json.dumps(values))
     assert values["command"] == "sortyard 'a b'"
     assert values["versions"]["torch"]
+
+
+@pytest.mark.parametrize("program", ["/lib/sortyard/__main__.py", "/bin/sortyard", "sortyard.exe"])
+def test_the_program_is_named_without_its_path(program):
+    values = describe_environment(seed=3, device="cpu", data_fingerprint="abc", command=[program, "demo"])
+    assert values["command"] == "sortyard demo"

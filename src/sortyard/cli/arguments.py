@@ -1,6 +1,7 @@
 """Arguments and options that several verbs share, and how positional words are told apart."""
 
 import json
+import os.path
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +39,8 @@ def split_words(words: Sequence[str] | None, *, seed: int | None = None) -> tupl
     Raises:
         InputError: More than one word is no `key=value`.
     """
-    overrides = [word for word in words or () if "=" in word and not Path(word).exists()]
+    # os.path, because pathlib raises for a word too long to be a file name
+    overrides = [word for word in words or () if "=" in word and not os.path.exists(word)]
     recipes = [word for word in words or () if word not in overrides]
     if len(recipes) > 1:
         raise InputError(f"expected one recipe, got {' and '.join(map(repr, recipes))}; settings are written key=value")

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from sortyard.cli.arguments import RunArgument
-from sortyard.cli.finetune import score_text
+from sortyard.cli.finetune import GLUE, score_text
 from sortyard.cli.output import Output, verb
+from sortyard.errors import InputError
 
 
 @verb
@@ -24,6 +25,10 @@ def evaluate(
     output: Output,
 ) -> None:
     """Score a run's model again: a task's metrics, or loss and perplexity on held-out text."""
+    from sortyard.recipe.suggestions import near_word
+
+    if task is not None and task not in (*GLUE, "custom"):
+        raise InputError(f"--task {task}: is none of {', '.join(GLUE)}, custom{near_word(task, GLUE)}")
     from sortyard.jobs.evaluating import evaluate_run
 
     found = evaluate_run(Path(run), task=task, data=data, batch_size=batch_size, display=output.display())

@@ -61,11 +61,14 @@ def score_text(found: dict[str, object]) -> str:
 
 def _load(words: list[str] | None, *, task: str | None, data: str | None, seed: int | None) -> "LoadedRecipe":
     from sortyard.recipe import load_recipe
+    from sortyard.recipe.suggestions import near_word
 
     source, overrides = split_words(words, seed=seed)
     if task is not None and task not in (*GLUE, "custom"):
         if not Path(task).is_file():
-            raise InputError(f"--task {task}: neither a file nor one of {', '.join(GLUE)}, custom")
+            raise InputError(
+                f"--task {task}: neither a file nor one of {', '.join(GLUE)}, custom{near_word(task, GLUE)}"
+            )
         if data is not None:
             raise InputError(f"--task {task} is a file of examples already; leave --data {data} out")
         task, data = "custom", task

@@ -1,5 +1,6 @@
 """The entry point: the verbs, and what becomes of errors."""
 
+import errno
 import json
 import os
 import sys
@@ -25,6 +26,14 @@ from sortyard.cli import (
     report,
     resume,
 )
+from sortyard.errors import InputError
+
+# What a file system answers to a path that it cannot serve: the person chose the path, so it is the input's fault.
+REFUSALS = {
+    errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR,
+    errno.EPERM, errno.EROFS,
+}  # fmt: skip
+SHOWN_PATH = 120
 
 START, TRAIN, USE, DATA = "Start here", "Train", "Measure and use", "Data and configuration"
 
@@ -89,13 +98,30 @@ def main(words: Sequence[str]) -> int:
         status, message = 2, str(error)
         _complain(error, debug=debug, keep=False)
     except Exception as error:
-        status, message = 1, f"{type(error).__name__}: {error}"
-        _complain(error, debug=debug, keep=True)
+        refusal = _refused_path(error)
+        status, message = (1, f"{type(error).__name__}: {error}") if refusal is None else (2, str(refusal))
+        _complain(refusal or error, debug=debug, keep=refusal is None)
     else:
         status, message = 0, ""
-    if status != 0 and "--json" in words:
-        print(json.dumps({"error": message, "exit_status": status}), flush=True)
+    try:
+        if status != 0 and "--json" in words:
+            print(json.dumps({"error": message, "exit_status": status}), flush=True)
+    except BrokenPipeError:  # the reader has gone; Python must not try again, and complain, when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
+
+
+def _refused_path(error: Exception) -> InputError | None:
+    """Puts the file system's refusal of a path that the user chose into words; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in REFUSALS:
+        return None
+    path = (
+        "a file or the output cannot be written" if error.filename is None else str(error.filename)
+    )  # writing knows no name, only opening does
+    shown = path if len(path) <= SHOWN_PATH else f"{path[:SHOWN_PATH]}..."
+    refusal = InputError(f"{shown}: {error.strerror}")
+    refusal.__cause__ = error
+    return refusal
 
 
 def _complain(error: Exception, *, debug: bool, keep: bool) -> None:

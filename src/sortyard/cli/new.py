@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sortyard.cli.output import Output, verb
+from sortyard.durable import aside_of, replace_bytes
 from sortyard.errors import InputError
 
 
@@ -30,6 +31,9 @@ def new(
         raise InputError(f"{file}: the folder {file.parent} does not exist")
     overrides = [f"name={name_of(file)}", *(words or ())]
     loaded = load_recipe(source, overrides=overrides)
-    file.write_text(commented_recipe(loaded.recipe, base=source), encoding="utf-8")
+    try:
+        replace_bytes(file, commented_recipe(loaded.recipe, base=source).encode())
+    finally:
+        aside_of(file).unlink(missing_ok=True)  # what a full disk left
     text = f"{file} written; edit it, then `sortyard config check {file}` and `sortyard pretrain {file} --dry-run`"
     output.result({"file": file, "from": source}, text=text)

@@ -2,14 +2,15 @@
 
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
 from sortyard.cli.arguments import RunArgument
 from sortyard.cli.output import Output, verb
+from sortyard.durable import aside_of, publish
+from sortyard.errors import InputError
 
 
 @verb
@@ -29,26 +30,38 @@ def predict(
     """Classify texts with a fine-tuned model; order kept, memory bounded."""
     from sortyard.jobs.predicting import open_predictor, prediction_lines, read_inputs
 
-    with ExitStack() as stack:
-        inputs = read_inputs(source, text_column=text_column, pair_column=pair_column)
-        predictor = open_predictor(Path(run), device=device)
-        count = _write(prediction_lines(predictor, inputs, batch_size=batch_size), target=target, stack=stack)
+    if source == "-" and sys.stdin is None:
+        raise InputError("standard input is closed; give --input FILE")
+    path = None if target == "-" else _free(Path(target))
+    inputs = read_inputs(source, text_column=text_column, pair_column=pair_column)
+    predictor = open_predictor(Path(run), device=device)
+    lines = prediction_lines(predictor, inputs, batch_size=batch_size)
+    count = _copy(lines, sink=sys.stdout) if path is None else _write(lines, path=path)
     output.say(f"{count:,} predictions")
     if output.json:
         output.result({"run": run, "output": target, "predictions": count}, text="")
 
 
-def _write(lines: Iterable[str], *, target: str, stack: ExitStack) -> int:
-    if target == "-":
-        sink = sys.stdout
-    else:
-        path = Path(target)
-        if path.exists() or not path.parent.is_dir():
-            from sortyard.errors import InputError
+def _free(path: Path) -> Path:
+    if path.exists() or not path.parent.is_dir():
+        reason = "exists and is left as it is" if path.exists() else f"the folder {path.parent} does not exist"
+        raise InputError(f"--output {path}: {reason}; choose another name")
+    return path
 
-            reason = "exists and is left as it is" if path.exists() else f"the folder {path.parent} does not exist"
-            raise InputError(f"--output {path}: {reason}; choose another name")
-        sink = stack.enter_context(path.open("w", encoding="utf-8"))
+
+def _write(lines: Iterable[str], *, path: Path) -> int:
+    """Writes aside first, so that a bad line or Ctrl-C leaves no file that looks whole."""
+    aside = aside_of(path)
+    try:
+        with aside.open("w", encoding="utf-8") as sink:
+            count = _copy(lines, sink=sink)
+        publish(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return count
+
+
+def _copy(lines: Iterable[str], *, sink: TextIO) -> int:
     count = 0
     for line in lines:
         sink.write(line + "\n")

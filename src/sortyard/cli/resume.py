@@ -7,7 +7,13 @@ from sortyard.cli.output import Output, verb
 @verb
 def resume(run: RunArgument, *, output: Output) -> None:
     """Continue an interrupted run where its newest checkpoint stands."""
+    from sortyard.jobs.folders import is_demo
     from sortyard.jobs.resuming import resume_run
+    from sortyard.training.run_folder import RunFolder
+    from sortyard.training.run_lock import run_lock
 
-    found = resume_run(run, display=output.display())
+    if not is_demo(run):
+        RunFolder.open(run)  # a folder that is no run is refused before a lock is left in it
+    with run_lock(run):
+        found = resume_run(run, display=output.display())
     output.result(found, text=f"{found['run']}: {found['steps']:,} steps ({found['reason']})")

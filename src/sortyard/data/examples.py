@@ -71,7 +71,8 @@ def build_examples(raw: Iterator[RawExample], *, task: Task, labelled: bool, kno
         source: what to call the split in messages.
 
     Raises:
-        InputError: a label is missing, unknown, hidden or not finite (with file and row), there is only one class, or
+        InputError: a label is missing, unknown, hidden, not finite or of another kind than the others (with file and
+            row), there is only one class, or
             no row is left.
     """
     skipped = SkipLog()
@@ -101,6 +102,7 @@ def build_examples(raw: Iterator[RawExample], *, task: Task, labelled: bool, kno
 
 def discover_labels(rows: list[RawExample], *, source: str) -> tuple[str, ...]:
     """Return the label names of a custom classification task: "0" ... "n - 1" for integers, else sorted strings."""
+    _refuse_mixed_kinds(rows)
     values = {_plain(row) for row in rows}
     integers = {_as_integer(value) for value in values}
     if None in integers:
@@ -117,6 +119,15 @@ def discover_labels(rows: list[RawExample], *, source: str) -> tuple[str, ...]:
             f"{source}: the integer labels are {found}; use 0 ... {len(numbers) - 1} without gaps, or strings"
         )
     return tuple(map(str, numbers))
+
+
+def _refuse_mixed_kinds(rows: list[RawExample]) -> None:
+    """Keep 1 and "1" from becoming two classes of one name, and 1 beside "a" from being read as a class number."""
+    first = type(_plain(rows[0]))
+    for row in rows:
+        if not isinstance(_plain(row), first):
+            kind = "an integer" if first is int else "a string"
+            raise InputError(_label_message(row, f"every label before it is {kind}; write this one as {kind} too"))
 
 
 def _has_text(row: RawExample, *, is_pair: bool, on_skip: OnSkip) -> bool:

@@ -14,8 +14,7 @@ class Task:
         pair_columns: the same for the second text; empty for single texts.
         label_columns: the same for the label.
         label_names: names by class number, in the order of the hub data set; empty for regression.
-        metrics: names of the metrics reported.
-        best_metric: the metric that chooses the best checkpoint.
+        metrics: names of the metrics reported; the first is the headline and chooses the best checkpoint.
         headerless: columns of the official TSV where it has no header line.
         label_range: lowest and highest regression target; None for classification.
     """
@@ -26,7 +25,6 @@ class Task:
     label_columns: tuple[str, ...]
     label_names: tuple[str, ...]
     metrics: tuple[str, ...]
-    best_metric: str
     headerless: tuple[str, ...] = ()
     label_range: tuple[float, float] | None = None
 
@@ -58,29 +56,28 @@ TASKS: dict[str, Task] = {
     for task in (
         Task(
             "cola", ("sentence",), (), _LABEL, ("unacceptable", "acceptable"), ("matthews_correlation",),
-            "matthews_correlation", headerless=("source", "label", "star", "sentence"),
+            headerless=("source", "label", "star", "sentence"),
         ),
-        Task("sst2", ("sentence",), (), _LABEL, ("negative", "positive"), ("accuracy",), "accuracy"),
+        Task("sst2", ("sentence",), (), _LABEL, ("negative", "positive"), ("accuracy",)),
         Task(
-            "mrpc", _FIRST, _SECOND, (*_LABEL, "Quality"), ("not_equivalent", "equivalent"), ("accuracy", "f1"), "f1"
+            "mrpc", _FIRST, _SECOND, (*_LABEL, "Quality"), ("not_equivalent", "equivalent"), ("f1", "accuracy")
         ),
         Task(
-            "stsb", _FIRST, _SECOND, ("label", "score"), (), ("pearson", "spearman"), "spearman",
-            label_range=(0.0, 5.0),
+            "stsb", _FIRST, _SECOND, ("label", "score"), (), ("spearman", "pearson"), label_range=(0.0, 5.0),
         ),
         Task(
             "qqp", ("question1", *_FIRST), ("question2", *_SECOND), (*_LABEL, "is_duplicate"),
-            ("not_duplicate", "duplicate"), ("accuracy", "f1"), "f1",
+            ("not_duplicate", "duplicate"), ("f1", "accuracy"),
         ),
         Task(
             "mnli", ("premise", "sentence1"), ("hypothesis", "sentence2"), (*_LABEL, "gold_label"),
-            ("entailment", "neutral", "contradiction"), ("accuracy",), "accuracy",
+            ("entailment", "neutral", "contradiction"), ("accuracy",),
         ),
         Task(
-            "qnli", ("question", "sentence1"), ("sentence", "sentence2"), _LABEL, _ENTAILMENT, ("accuracy",), "accuracy"
+            "qnli", ("question", "sentence1"), ("sentence", "sentence2"), _LABEL, _ENTAILMENT, ("accuracy",)
         ),
-        Task("rte", _FIRST, _SECOND, _LABEL, _ENTAILMENT, ("accuracy",), "accuracy"),
-        Task("wnli", _FIRST, _SECOND, _LABEL, ("not_entailment", "entailment"), ("accuracy",), "accuracy"),
+        Task("rte", _FIRST, _SECOND, _LABEL, _ENTAILMENT, ("accuracy",)),
+        Task("wnli", _FIRST, _SECOND, _LABEL, ("not_entailment", "entailment"), ("accuracy",)),
     )
 }  # fmt: skip
 

@@ -53,6 +53,8 @@ def locate(source: str | Path) -> Source:
         return Source(files=tuple(files))
     if _HUB_NAME.fullmatch(str(source)) and path.suffix.lower() not in FORMATS:
         return Source(hub_name=str(source))
+    if path.exists():
+        raise InputError(f"{source}: is neither a regular file nor a folder")
     raise InputError(f"{source}: there is no such file or folder{_did_you_mean(path)}")
 
 
@@ -94,6 +96,6 @@ def _folder_files(folder: Path) -> list[Path]:
 
 
 def _did_you_mean(path: Path) -> str:
-    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    names = [entry.name for entry in path.parent.iterdir() if entry.exists()] if path.parent.is_dir() else []
     close = get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / close[0]}?" if close else ""

@@ -13,8 +13,9 @@ from sortyard.data.locate import format_of, locate
 from sortyard.data.options import CorpusOptions
 from sortyard.data.reading import TextRow, read_corpus
 from sortyard.data.shard_format import INDEX_NAME, Shard, ShardIndex, check_shard, read_index, tokenizer_sha256
-from sortyard.data.shard_writing import ShardWriter, disk_errors, write_durably
+from sortyard.data.shard_writing import ShardWriter, disk_errors, write_or_explain
 from sortyard.data.skips import SkipLog
+from sortyard.durable import ASIDE
 from sortyard.errors import InputError
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _begin(folder: Path, blank: ShardIndex) -> ShardIndex:
         folder.mkdir(parents=True, exist_ok=True)
     index = read_index(folder)
     if index is None:
-        if others := sorted(path.name for path in folder.iterdir() if path.suffix != ".partial"):
+        if others := sorted(path.name for path in folder.iterdir() if not path.name.startswith(ASIDE)):
             raise InputError(f"out: {folder} holds other files ({', '.join(others[:5])}); give a new or empty folder")
         _write_index(folder, blank)
         return blank
@@ -209,4 +210,4 @@ def _listed(folder: Path, index: ShardIndex, shard: Shard) -> ShardIndex:
 
 
 def _write_index(folder: Path, index: ShardIndex) -> None:
-    write_durably(folder / INDEX_NAME, index.model_dump_json(indent=2).encode())
+    write_or_explain(folder / INDEX_NAME, index.model_dump_json(indent=2).encode())

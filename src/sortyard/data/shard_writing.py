@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sortyard.data.shard_format import Shard
+from sortyard.durable import aside_of, publish, replace_bytes
 from sortyard.errors import InputError
 
 
@@ -29,7 +29,7 @@ class ShardWriter:
         self._folder = folder
         self._dtype = dtype
         self._names = f"tokens-{number:05d}.bin", f"documents-{number:05d}.npy"
-        self._partial = folder / f"{self._names[0]}.partial"
+        self._partial = aside_of(folder / self._names[0])
         self._file: io.BufferedWriter | None = None
         self._digest = hashlib.sha256()
         self._offsets = [0]
@@ -56,13 +56,11 @@ class ShardWriter:
         tokens, documents = self._names
         with disk_errors(self._folder / tokens, self._partial.stat().st_size):
             assert self._file is not None
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
-            self._partial.replace(self._folder / tokens)
+            publish(self._folder / tokens)
         buffer = io.BytesIO()
         np.save(buffer, np.array(self._offsets, dtype="<i8"))
-        write_durably(self._folder / documents, buffer.getvalue())
+        write_or_explain(self._folder / documents, buffer.getvalue())
         digests = {tokens: self._digest.hexdigest(), documents: hashlib.sha256(buffer.getvalue()).hexdigest()}
         return Shard(
             tokens=tokens,
@@ -84,20 +82,10 @@ class ShardWriter:
         self._partial.unlink(missing_ok=True)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file beside its place, sync it, rename it, and sync the folder."""
-    partial = path.with_name(f"{path.name}.partial")
+def write_or_explain(path: Path, data: bytes) -> None:
+    """Give a file its content, or raise an `InputError` that says what the disk refused; never leave half of it."""
     with disk_errors(path, len(data)):
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        replace_bytes(path, data)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Prose that every Python brings along: the docstrings and comments of its own standard library.
 
-It needs no network and no download, and its modules fall into families of subjects, which makes a small classification
-task with it. Other Python versions have somewhat other modules, so figures on it hold for one version.
+It needs no network and no download. Other Python versions have somewhat other modules, so figures on it hold for one
+version.
 """
 
 import ast
@@ -11,10 +11,9 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from sortyard.data.stdlib_families import FAMILIES, family_of, is_test
-
-__all__ = ["FAMILIES", "StdlibDocument", "stdlib_corpus"]
+STDLIB = "stdlib"  # the source by this name in recipes, where there is no file or folder of this name
 
 _MIN_CHARACTERS = 40
 _LEFT_OUT = ("site-packages", "dist-packages", "__pycache__")
@@ -25,34 +24,37 @@ _STRING_OR_COMMENT = re.compile(
 )
 
 
+class Part(NamedTuple):
+    """One piece of prose: what it is, and its text with its line breaks."""
+
+    kind: Literal["docstring", "comment", "reference"]
+    text: str
+
+
 @dataclass(frozen=True)
 class StdlibDocument:
     """The prose of one module.
 
     Attributes:
         module: its dotted name.
-        family: the subject it belongs to, one of `FAMILIES`; "other" where it belongs to none.
-        parts: docstrings and comment blocks, in the order of the file.
+        parts: docstrings, comment blocks and pages of the language reference, in the order of the file.
     """
 
     module: str
-    family: str
-    parts: tuple[str, ...]
+    parts: tuple[Part, ...]
 
     @property
     def text(self) -> str:
         """The parts as paragraphs of one text."""
-        return "\n\n".join(self.parts)
+        return "\n\n".join(part.text for part in self.parts)
 
 
-def stdlib_corpus(*, include_tests: bool = True) -> Iterator[StdlibDocument]:
+def stdlib_corpus() -> Iterator[StdlibDocument]:
     """Iterate over the modules of the running Python's standard library that hold prose, sorted by path.
 
-    About 4.5 MB on Python 3.11, 1.4 of them from the test suites, which take half of the 9 s. The language reference
-    that `help()` prints comes as one document. Files that this Python cannot parse give their comments only.
-
-    Args:
-        include_tests: read the test suites too.
+    About 4.5 MB on Python 3.11 in 9 s; 1.4 MB of them are the test suites, which some distributions leave out. The
+    language reference that `help()` prints comes as one document. Files that this Python cannot parse give their
+    comments only.
     """
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
@@ -61,35 +63,35 @@ def stdlib_corpus(*, include_tests: bool = True) -> Iterator[StdlibDocument]:
             continue
         names = relative.with_suffix("").parts
         module = ".".join(names[:-1] if names[-1] == "__init__" else names)
-        if not include_tests and is_test(module):
-            continue
         parts = tuple(_prose(path, module))
         if parts:
-            yield StdlibDocument(module, family_of(module), parts)
+            yield StdlibDocument(module, parts)
 
 
-def _prose(path: Path, module: str) -> Iterator[str]:
+def _prose(path: Path, module: str) -> Iterator[Part]:
     try:
         source = path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError):
         return
-    found = [*_comments(source), *_parsed(source, topics=module == _TOPICS)]
-    for _, text in sorted(found):
-        cleaned = text.strip()
+    comments = ((line, Part("comment", text)) for line, text in _comments(source))
+    for _, part in sorted([*comments, *_parsed(source, topics=module == _TOPICS)]):
+        cleaned = part.text.strip()
         if len(cleaned) >= _MIN_CHARACTERS and _is_prose(cleaned):
-            yield cleaned
+            yield Part(part.kind, cleaned)
 
 
-def _parsed(source: str, *, topics: bool) -> Iterator[tuple[int, str]]:
+def _parsed(source: str, *, topics: bool) -> Iterator[tuple[int, Part]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in old modules
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
-    yield from _docstrings(tree)
+    for line, text in _docstrings(tree):
+        yield line, Part("docstring", text)
     if topics:
-        yield from _topics(tree)
+        for line, text in _topics(tree):
+            yield line, Part("reference", text)
 
 
 def _docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[int, str]]:

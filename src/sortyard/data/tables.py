@@ -5,7 +5,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from sortyard.data.options import TextFormat
 from sortyard.data.skips import OnSkip
@@ -60,29 +60,53 @@ def text_lines(path: Path, *, max_bytes: int, on_skip: OnSkip) -> Iterator[tuple
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     with file:
-        number = 0
-        while raw := file.readline(max_bytes + 1):
-            number += 1
-            if len(raw) > max_bytes:
-                while raw and not raw.endswith(b"\n"):
-                    raw = file.readline(max_bytes)
-                on_skip(f"line longer than {max_bytes:,} bytes", str(path), number)
-                continue
-            if b"\x00" in raw:
-                on_skip("NUL byte", str(path), number)
-                continue
-            if number == 1:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError:
-                on_skip("bad UTF-8", str(path), number)
-                continue
-            yield number, line.rstrip("\r\n")
+        yield from stream_lines(file, name=str(path), max_bytes=max_bytes, on_skip=on_skip)
+
+
+def stream_lines(stream: BinaryIO, *, name: str, max_bytes: int, on_skip: OnSkip) -> Iterator[tuple[int, str]]:
+    """Iterate over the lines of an open stream as `text_lines` does over a file's; `name` stands for it in messages."""
+    number = 0
+    while raw := stream.readline(max_bytes + 1):
+        number += 1
+        if len(raw) > max_bytes:
+            while raw and not raw.endswith(b"\n"):
+                raw = stream.readline(max_bytes)
+            on_skip(f"line longer than {max_bytes:,} bytes", name, number)
+            continue
+        if b"\x00" in raw:
+            on_skip("NUL byte", name, number)
+            continue
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            on_skip("bad UTF-8", name, number)
+            continue
+        yield number, line.rstrip("\r\n")
+
+
+def json_object(line: str) -> dict[str, Any] | None:
+    """Parse a line that holds one JSON object; None where it does not."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
 
 
 def _ignore(_reason: str, _file: str, _row: int) -> None:
     """Look at a header without counting what precedes it: reading the rows counts it."""
+
+
+def _refuse_twins(columns: list[str], wanted: tuple[str, ...], *, path: Path) -> None:
+    for name in wanted:
+        if columns.count(name) > 1:
+            raise InputError(f"{path}: {columns.count(name)} columns are called {name!r}; rename all but one of them")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 class JsonLinesTable:
@@ -106,16 +130,20 @@ class JsonLinesTable:
             yield number, tuple(values.get(name) for name in wanted)
 
     def _objects(self, on_skip: OnSkip) -> Iterator[tuple[int, dict[str, Any]]]:
+        found = False
         for number, line in text_lines(self._path, max_bytes=MAX_JSON_LINE_BYTES, on_skip=on_skip):
             if not line.strip():
                 on_skip("empty row", str(self._path), number)
                 continue
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError):
-                values = None
-            if isinstance(values, dict):
+            values = json_object(line)
+            if values is not None:
+                found = True
                 yield number, values
+            elif not found and (line.strip() == "[" or line.lstrip().startswith("[{")):
+                raise InputError(
+                    f"{self._path}:{number}: the file is one JSON array; JSON lines need one object per line, "
+                    "with no brackets around them and no commas between"
+                )
             else:
                 on_skip("not a JSON object", str(self._path), number)
 
@@ -140,7 +168,8 @@ class DelimitedTable:
         return self._columns
 
     def rows(self, wanted: tuple[str, ...]) -> Iterator[tuple[int, Values]]:
-        """Iterate over the lines below the header that have as many fields as it."""
+        """Iterate over the rows below the header that have as many fields as it, each with its first line's number."""
+        _refuse_twins(self._columns, wanted, path=self._path)
         places = [self._columns.index(name) for name in wanted]
         lines = self._fields(self._on_skip)
         if self._has_header:
@@ -160,24 +189,25 @@ class DelimitedTable:
                 yield number, line.split("\t")
             return
         csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))  # the module has no limit per reader
-        last = 0
+        taken: list[int] = []  # the lines of the current row, of which a quoted field may have several
 
         def feed() -> Iterator[str]:
-            nonlocal last
             for number, line in lines:
-                last = number
+                taken.append(number)
                 yield line + "\n"
 
         reader = csv.reader(feed(), strict=True)
         while True:
+            taken.clear()
             try:
                 fields = next(reader, None)
             except csv.Error as error:
-                on_skip(f"broken CSV: {error}", str(self._path), last)
+                for number in taken:  # a quote that nobody closes swallows many
+                    on_skip(f"broken CSV: {error}", str(self._path), number)
                 continue
             if fields is None:
                 return
-            yield last, fields
+            yield taken[0], fields
 
 
 class ParquetTable:
@@ -193,7 +223,7 @@ class ParquetTable:
         try:
             self._file = pq.ParquetFile(path)
         except self._errors as error:
-            raise InputError(f"{path}: this is no sound Parquet file: {error}") from error
+            raise InputError(f"{path}: this is no sound Parquet file: {_one_line(error)}") from error
 
     @property
     def columns(self) -> list[str]:
@@ -202,6 +232,7 @@ class ParquetTable:
 
     def rows(self, wanted: tuple[str, ...]) -> Iterator[tuple[int, Values]]:
         """Iterate over the rows; a null gives None."""
+        _refuse_twins(self.columns, wanted, path=self._path)
         number = 0
         try:
             for batch in self._file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=list(wanted)):
@@ -215,4 +246,4 @@ class ParquetTable:
                         continue
                     yield number, values
         except self._errors as error:
-            raise InputError(f"{self._path}:{number + 1}: the Parquet file is damaged: {error}") from error
+            raise InputError(f"{self._path}:{number + 1}: the Parquet file is damaged: {_one_line(error)}") from error

@@ -16,6 +16,8 @@ from sortyard.data.locate import FORMATS, format_of, missing_column
 from sortyard.data.options import TaskOptions
 from sortyard.data.order import SPLIT_STREAM
 from sortyard.data.skips import OnSkip, SkipLog
+from sortyard.data.stdlib import STDLIB
+from sortyard.data.stdlib_task import stdlib_examples
 from sortyard.data.tables import open_table
 from sortyard.errors import InputError
 
@@ -31,9 +33,9 @@ def task_of(options: TaskOptions) -> Task:
         task = TASKS[options.name]
     elif options.type == "regression":
         limits = (float("-inf"), float("inf"))
-        task = Task("custom", ("text",), (), ("label",), (), ("pearson", "spearman"), "spearman", label_range=limits)
+        task = Task("custom", ("text",), (), ("label",), (), ("spearman", "pearson"), label_range=limits)
     else:
-        task = Task("custom", ("text",), (), ("label",), (), ("accuracy", "macro_f1"), "accuracy")
+        task = Task("custom", ("text",), (), ("label",), (), ("accuracy", "f1_macro"))
     return replace(
         task,
         text_columns=_chosen(options.text_column, task.text_columns),
@@ -46,35 +48,50 @@ def _chosen(column: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
     return usual if column is None else (column,)
 
 
-def load_examples(options: TaskOptions, split: Split) -> Examples:
+def load_examples(options: TaskOptions, split: Split, *, label_names: tuple[str, ...] = ()) -> Examples:
     """Load a split.
 
     Where `data` is a folder, the split is the file whose name says so (`sst2_train.parquet`, `train.tsv`,
     `validation.jsonl`); files that name the task go first. Where `data` is a file, that is the training split. With no
     development file, a stratified share of the training examples is held out by `split_seed`, and the training split
-    is the rest.
+    is the rest. `stdlib` is the task that the running Python brings along.
 
     Args:
         options: the task and its files.
         split: dev_mismatched is MNLI's second development set; test may have no labels.
+        label_names: the classes of a custom task where a model knows them; by default the training split tells.
 
     Raises:
         InputError: the split cannot be found, or a row of it cannot be used; the message names file and row.
     """
     task = task_of(options)
+    if label_names and task.type == "classification" and not task.label_names:
+        task = replace(task, label_names=label_names)
+    if _is_stdlib(options):
+        train, dev = stdlib_examples(task)
+        return _subset(train, options) if split == "train" else dev
     if split in ("test", "dev_mismatched"):
         return _load(options, task=_with_labels(options, task), split=split, labelled=split != "test", known=True)
     has_dev = options.data == _HUB or _dev_file(options) is not None
     if split == "dev" and has_dev:
         return _load(options, task=_with_labels(options, task), split="dev", labelled=True, known=True)
-    train = _load(options, task=task, split="train", labelled=True, known=False)
+    train = _load(options, task=task, split="train", labelled=True, known=bool(label_names))
     if not has_dev:
         kept, held_out = _stratified(train, fraction=options.dev_fraction, seed=options.split_seed)
         train = train.take(held_out if split == "dev" else kept)
-    if split == "train" and options.max_train_examples is not None:
-        order = np.random.default_rng((options.split_seed, SPLIT_STREAM)).permutation(len(train))
-        train = train.take(np.sort(order[: options.max_train_examples]))
-    return train
+    return _subset(train, options) if split == "train" else train
+
+
+def _is_stdlib(options: TaskOptions) -> bool:
+    kind = (options.name, options.type, options.data)
+    return kind == ("custom", "classification", STDLIB) and not Path(STDLIB).exists()
+
+
+def _subset(train: Examples, options: TaskOptions) -> Examples:
+    if options.max_train_examples is None:
+        return train
+    order = np.random.default_rng((options.split_seed, SPLIT_STREAM)).permutation(len(train))
+    return train.take(np.sort(order[: options.max_train_examples]))
 
 
 def _with_labels(options: TaskOptions, task: Task) -> Task:

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sortyard.data.examples import Examples
+from sortyard.data.glue import Task
 from sortyard.errors import InputError
-from sortyard.evaluation.metrics import ScoredTask, score
+from sortyard.evaluation.metrics import score
 
 FIELD_SEPARATOR = "\n"
 
@@ -21,13 +22,12 @@ class BaselineScore:
     metrics: dict[str, float]
 
 
-def baseline_scores(task: ScoredTask, *, train: Examples, dev: Examples, seed: int = 0) -> list[BaselineScore]:
+def baseline_scores(train: Examples, *, dev: Examples, seed: int = 0) -> list[BaselineScore]:
     """Fit both baselines on the examples a model was trained on, and score them on the split it is scored on.
 
     Args:
-        task: names the metrics.
         train: the very examples the model was fine-tuned on.
-        dev: the split to score.
+        dev: the split to score; its task names the metrics.
         seed: of the solver.
 
     Returns:
@@ -38,21 +38,21 @@ def baseline_scores(task: ScoredTask, *, train: Examples, dev: Examples, seed: i
     """
     for split, examples in (("training", train), ("development", dev)):
         if not len(examples) or examples.labels is None:
-            raise InputError(f"{task.name}: baselines need labelled examples, and the {split} split has none")
-    return [majority_baseline(task, train=train, dev=dev), bag_of_words_baseline(task, train=train, dev=dev, seed=seed)]
+            raise InputError(f"{dev.task.name}: baselines need labelled examples, and the {split} split has none")
+    return [majority_baseline(train, dev=dev), bag_of_words_baseline(train, dev=dev, seed=seed)]
 
 
-def majority_baseline(task: ScoredTask, *, train: Examples, dev: Examples) -> BaselineScore:
+def majority_baseline(train: Examples, *, dev: Examples) -> BaselineScore:
     """Score the answer that is best without looking: the most frequent class, or the mean value."""
     labels = np.asarray(train.labels)
-    regression = task.type == "regression"
+    regression = dev.task.type == "regression"
     answer = labels.mean() if regression else np.bincount(labels).argmax()
     guesses = np.full(len(dev.texts), answer)
     name = "mean of the training values" if regression else "majority class"
-    return BaselineScore(name=name, metrics=score(task, predictions=guesses, labels=np.asarray(dev.labels)))
+    return BaselineScore(name=name, metrics=score(dev.task, predictions=guesses, labels=np.asarray(dev.labels)))
 
 
-def bag_of_words_baseline(task: ScoredTask, *, train: Examples, dev: Examples, seed: int) -> BaselineScore:
+def bag_of_words_baseline(train: Examples, *, dev: Examples, seed: int) -> BaselineScore:
     """Score TF-IDF of words and word pairs under logistic regression (regression tasks: ridge)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -62,11 +62,13 @@ def bag_of_words_baseline(task: ScoredTask, *, train: Examples, dev: Examples, s
         guesses: NDArray[Any] = np.full(len(dev.texts), labels[0])
     else:
         features = vectorizer.fit_transform(_documents(train))
-        guesses = _fitted(task, features, labels, seed=seed).predict(vectorizer.transform(_documents(dev)))
-    return BaselineScore(name="bag of words", metrics=score(task, predictions=guesses, labels=np.asarray(dev.labels)))
+        guesses = _fitted(dev.task, features, labels, seed=seed).predict(vectorizer.transform(_documents(dev)))
+    return BaselineScore(
+        name="bag of words", metrics=score(dev.task, predictions=guesses, labels=np.asarray(dev.labels))
+    )
 
 
-def _fitted(task: ScoredTask, features: Any, labels: NDArray[Any], *, seed: int) -> Any:
+def _fitted(task: Task, features: Any, labels: NDArray[Any], *, seed: int) -> Any:
     from sklearn.linear_model import LogisticRegression, Ridge
 
     if task.type == "regression":

@@ -14,7 +14,7 @@ from sortyard.data.examples import Examples
 from sortyard.errors import InputError
 from sortyard.evaluation.baselines import BaselineScore
 from sortyard.evaluation.batching import TextOrPair, position_limit, sequence_logits
-from sortyard.evaluation.metrics import Interval, LabelledTask, decide, headline_interval, score
+from sortyard.evaluation.metrics import Interval, decide, headline_interval, score
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,6 @@ def evaluate_examples(
     *,
     tokenizer: Any,
     examples: Examples,
-    task: LabelledTask,
     batch_size: int = 32,
     max_length: int | None = None,
     baselines: Sequence[BaselineScore] = (),
@@ -66,8 +65,7 @@ def evaluate_examples(
     Args:
         model: a Hugging Face sequence-classification (or one-output regression) model.
         tokenizer: its tokenizer.
-        examples: the split, with labels.
-        task: names the metrics and the classes.
+        examples: the split, with labels; its task names the metrics and the classes.
         batch_size: sequences a forward, at least 1.
         max_length: tokens a sequence is cut to; None takes what the model can hold.
         baselines: scores on the same split to store beside the model's.
@@ -80,7 +78,7 @@ def evaluate_examples(
         ValueError: the model gave a value that is not finite.
     """
     if not len(examples) or examples.labels is None:
-        raise InputError(f"{task.name}: the split has no labelled examples; give one that has, such as dev")
+        raise InputError(f"{examples.task.name}: the split has no labelled examples; give one that has, such as dev")
     started, was_training = time.perf_counter(), model.training
     limit = max_length if max_length is not None else position_limit(model, tokenizer=tokenizer)
     model.eval()
@@ -91,9 +89,7 @@ def evaluate_examples(
         rows = [logits for _, logits in stream]
     finally:
         model.train(was_training)
-    return _result(
-        np.stack(rows), examples=examples, task=task, seconds=time.perf_counter() - started, baselines=baselines
-    )
+    return _result(np.stack(rows), examples=examples, seconds=time.perf_counter() - started, baselines=baselines)
 
 
 def as_inputs(examples: Examples) -> Sequence[TextOrPair]:
@@ -113,14 +109,9 @@ def confusion_counts(
 
 
 def _result(
-    logits: NDArray[np.float32],
-    *,
-    examples: Examples,
-    task: LabelledTask,
-    seconds: float,
-    baselines: Sequence[BaselineScore],
+    logits: NDArray[np.float32], *, examples: Examples, seconds: float, baselines: Sequence[BaselineScore]
 ) -> EvaluationResult:
-    labels, names = np.asarray(examples.labels), tuple(task.labels)
+    task, labels = examples.task, np.asarray(examples.labels)
     decided, regression = decide(task, predictions=logits), task.type == "regression"
     return EvaluationResult(
         task=task.name,
@@ -129,22 +120,20 @@ def _result(
         metrics=score(task, predictions=logits, labels=labels),
         main_metric=task.metrics[0],
         interval=headline_interval(task, predictions=logits, labels=labels),
-        label_names=names,
+        label_names=task.label_names,
         confusion=None if regression else confusion_counts(decided, labels=labels, num_classes=logits.shape[1]),
-        predictions=tuple(_prediction_rows(logits, decided=decided, examples=examples, names=names)),
+        predictions=tuple(_prediction_rows(logits, decided=decided, examples=examples)),
         seconds=seconds,
         baselines=tuple(baselines),
     )
 
 
-def _prediction_rows(
-    logits: NDArray[np.float32], *, decided: NDArray[Any], examples: Examples, names: Sequence[str]
-) -> list[dict[str, Any]]:
+def _prediction_rows(logits: NDArray[np.float32], *, decided: NDArray[Any], examples: Examples) -> list[dict[str, Any]]:
     """One dictionary an example: its text(s), label, prediction and, for classes, the softmax score."""
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores = (shifted / shifted.sum(axis=1, keepdims=True)).max(axis=1)
     rows: list[dict[str, Any]] = []
-    labels = np.asarray(examples.labels)
+    labels, names = np.asarray(examples.labels), examples.task.label_names
     for i, (text, label) in enumerate(zip(examples.texts, labels, strict=True)):
         row: dict[str, Any] = {"index": i, "place": examples.places[i], "text": text}
         if examples.pairs is not None:

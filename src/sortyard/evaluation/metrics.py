@@ -6,42 +6,15 @@ A model that has collapsed therefore scores 0 instead of stopping the evaluation
 a bootstrap resample that happens to be constant.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sortyard.data.glue import Task
+
 Values = NDArray[np.float64] | NDArray[np.int64]
-
-
-class ScoredTask(Protocol):
-    """What scoring needs to know of a task."""
-
-    @property
-    def name(self) -> str:
-        """The task's short name, such as `sst2`."""
-        ...
-
-    @property
-    def type(self) -> str:
-        """`classification` or `regression`."""
-        ...
-
-    @property
-    def metrics(self) -> Sequence[str]:
-        """Names out of `METRICS`; the first is the headline."""
-        ...
-
-
-class LabelledTask(ScoredTask, Protocol):
-    """A task that also names its classes."""
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """The classes' names in the order of their numbers; empty for a regression."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -112,7 +85,7 @@ METRICS: dict[str, Callable[[Values, Values], float]] = {
 }
 
 
-def score(task: ScoredTask, *, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+def score(task: Task, *, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """Score predictions by the task's own metrics.
 
     Args:
@@ -134,7 +107,7 @@ def score(task: ScoredTask, *, predictions: ArrayLike, labels: ArrayLike) -> dic
     return scores
 
 
-def decide(task: ScoredTask, *, predictions: ArrayLike) -> Values:
+def decide(task: Task, *, predictions: ArrayLike) -> Values:
     """Turn logits into class numbers; leave class numbers and a regression's values as they are, flattened to [N]."""
     values: Values = np.asarray(predictions)
     if task.type == "regression":
@@ -189,7 +162,7 @@ def bootstrap_interval(
     return Interval(low=float(low), high=float(high), level=level, method=f"bootstrap, {num_resamples} resamples")
 
 
-def headline_interval(task: ScoredTask, *, predictions: ArrayLike, labels: ArrayLike) -> Interval:
+def headline_interval(task: Task, *, predictions: ArrayLike, labels: ArrayLike) -> Interval:
     """Bound the task's headline metric: Wilson's interval for accuracy, the bootstrap for any other."""
     decided, truth = decide(task, predictions=predictions), np.asarray(labels)
     if task.metrics[0] == "accuracy":
@@ -203,7 +176,7 @@ def is_constant(values: Values) -> bool:
     return spread <= 1e-13 * float(np.abs(values).max())
 
 
-def _check(predictions: Values, labels: Values, *, task: ScoredTask) -> None:
+def _check(predictions: Values, labels: Values, *, task: Task) -> None:
     if len(labels) == 0:
         raise ValueError(f"{task.name}: there are no labels to score against; give a split that has labels")
     if predictions.shape != labels.shape:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-IGNORED = -100
+from sortyard.data.masking import IGNORED
 
 
 @dataclass(frozen=True)

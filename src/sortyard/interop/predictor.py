@@ -66,7 +66,7 @@ class Predictor:
 
         Raises:
             InputError: the folder is missing, is no model, has no trained sequence-classification head or no
-                tokenizer, or the device or precision is not there.
+                tokenizer that fits it, or the device or precision is not there.
         """
         path = Path(folder)
         _check_folder(path)
@@ -74,13 +74,18 @@ class Predictor:
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
             model, info = AutoModelForSequenceClassification.from_pretrained(
-                path, local_files_only=True, dtype=DTYPES[precision], output_loading_info=True
+                path,
+                local_files_only=True,
+                use_safetensors=True,  # a pickle could run anything
+                dtype=DTYPES[precision],
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
             raise InputError(f"{path}: cannot be loaded as a sequence-classification model ({error})") from error
         if info["missing_keys"]:
             missing = ", ".join(sorted(info["missing_keys"])[:3])
             raise InputError(f"{path}: weights are missing ({missing}); save the fine-tuned model again")
+        check_vocabulary(model, tokenizer=tokenizer, where=str(path))
         return cls(model.to(device), tokenizer=tokenizer)
 
     def predict(self, texts: Iterable[TextOrPair], *, batch_size: int = 32) -> Iterator[Prediction]:
@@ -117,6 +122,25 @@ class Predictor:
             score=float(scores[best]),
             scores=dict(zip(self.label_names, scores.tolist(), strict=True)),
             logits=tuple(float(value) for value in logits),
+        )
+
+
+def check_vocabulary(model: Any, *, tokenizer: Any, where: str) -> None:
+    """Refuse a tokenizer with more entries than the model has embeddings.
+
+    Args:
+        model: a transformers model.
+        tokenizer: the one beside it.
+        where: what to call the folder in the message.
+
+    Raises:
+        InputError: the tokenizer is too large.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"{where}: the tokenizer has {len(tokenizer):,} entries, but the model embeds only {rows:,}; put the "
+            "tokenizer back that the model was trained with"
         )
 
 
@@ -161,7 +185,7 @@ def _check_folder(path: Path) -> None:
         raise InputError(f"{path}: is no model folder, it has no config.json{hint}")
     try:
         names = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{config}: is not a JSON object ({error})") from error
     if not any(str(name).endswith("ForSequenceClassification") for name in names):
         what = ", ".join(map(str, names)) or "no architecture"

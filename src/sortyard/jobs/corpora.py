@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sortyard.data.options import CorpusOptions
+from sortyard.data.stdlib import STDLIB
+from sortyard.durable import aside_of
 from sortyard.errors import InputError
 from sortyard.jobs.display import Display
 from sortyard.tokenizer.options import TokenizerOptions
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from sortyard.data.shards import TokenShards
     from sortyard.data.vocabulary import Vocabulary
 
-STDLIB = "stdlib"
 TOKENIZER, SHARDS = "tokenizer", "shards"
 REPORT_SECONDS = 5.0
 
@@ -127,9 +128,15 @@ def _prepare(
 ) -> "tuple[PreTrainedTokenizerFast, TokenShards]":
     from sortyard.data.shards import TokenShards, prepare_shards
 
+    given = _given_tokenizer(tokenizer, folder=folder / TOKENIZER)  # a bad one leaves no folder behind
     folder.mkdir(parents=True, exist_ok=True)
     options = _resolved(options, folder=folder)
-    chosen = _tokenizer(options, tokenizer=tokenizer, folder=folder / TOKENIZER, display=display)
+    chosen = given if given is not None else _trained_tokenizer(options, tokenizer=tokenizer, display=display)
+    if not _is_saved(folder / TOKENIZER):
+        # Moved into place whole: an interrupted save must not pass for a tokenizer when the run is resumed.
+        aside = aside_of(folder / TOKENIZER)
+        chosen.save_pretrained(str(aside))
+        aside.replace(folder / TOKENIZER)
     index = prepare_shards(options, tokenizer=chosen, out=folder / SHARDS, on_progress=_reporter(display))
     for reason, count in index.skipped.get("counts", {}).items():
         places = ", ".join(index.skipped.get("places", {}).get(reason, ()))
@@ -137,23 +144,25 @@ def _prepare(
     return chosen, TokenShards.open(folder / SHARDS, tokenizer=chosen)
 
 
-def _tokenizer(
-    options: CorpusOptions, *, tokenizer: TokenizerOptions, folder: Path, display: Display
-) -> "PreTrainedTokenizerFast":
-    from sortyard.tokenizer.train import load_tokenizer, train_tokenizer
+def _is_saved(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file()
 
-    if (folder / "tokenizer.json").is_file():
-        return load_tokenizer(folder)
-    if tokenizer.path is not None:
-        chosen = load_tokenizer(tokenizer.path)
-    else:
-        display.say(f"tokenizer training {tokenizer.algorithm}, at most {tokenizer.vocab_size:,} entries")
-        chosen = train_tokenizer(_texts(options), tokenizer)
-    # Moved into place whole: an interrupted save must not pass for a tokenizer when the run is resumed.
-    aside = folder.with_name(f".{folder.name}")
-    chosen.save_pretrained(str(aside))
-    aside.replace(folder)
-    return chosen
+
+def _given_tokenizer(tokenizer: TokenizerOptions, *, folder: Path) -> "PreTrainedTokenizerFast | None":
+    """Loads the tokenizer that the folder has already, or the one asked for; None where one is to be trained."""
+    from sortyard.tokenizer.train import load_tokenizer
+
+    path = folder if _is_saved(folder) else tokenizer.path
+    return None if path is None else load_tokenizer(path)
+
+
+def _trained_tokenizer(
+    options: CorpusOptions, *, tokenizer: TokenizerOptions, display: Display
+) -> "PreTrainedTokenizerFast":
+    from sortyard.tokenizer.train import train_tokenizer
+
+    display.say(f"tokenizer training {tokenizer.algorithm}, at most {tokenizer.vocab_size:,} entries")
+    return train_tokenizer(_texts(options), tokenizer)
 
 
 def _texts(options: CorpusOptions) -> Iterator[str]:
@@ -170,7 +179,7 @@ def _resolved(options: CorpusOptions, *, folder: Path) -> CorpusOptions:
     """Writes the running Python's own documentation into a file where a recipe asks for it."""
     if not _is_stdlib(options):
         return options
-    from sortyard.jobs.stdlib_task import TEXT, write_stdlib_files
+    from sortyard.data.stdlib_task import TEXT, write_stdlib_files
 
     write_stdlib_files(folder)
     return options.model_copy(update={"path": str((folder / TEXT).resolve()), "text_column": "text"})

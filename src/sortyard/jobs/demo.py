@@ -4,19 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sortyard.data.stdlib_task import DEV, TEXT, TRAIN, write_stdlib_files
+from sortyard.durable import replace_bytes
 from sortyard.errors import InputError
 from sortyard.jobs.display import Display
-from sortyard.jobs.finetuning import section_of as finetune_section
 from sortyard.jobs.finetuning import start_finetuning
 from sortyard.jobs.folders import DEMO_RECIPE, RUNS, check_free
-from sortyard.jobs.pretraining import section_of as pretrain_section
 from sortyard.jobs.pretraining import start_pretraining
 from sortyard.jobs.resuming import resume_run
-from sortyard.jobs.stdlib_task import DEV, TEXT, TRAIN, write_stdlib_files
+from sortyard.jobs.sections import finetune_section, pretrain_section
 from sortyard.recipe import LoadedRecipe, Recipe, load_recipe, resolved_yaml
-from sortyard.training.files import replace_bytes
 
-TASK = "which family of Python modules a passage comes from"
+TASK = "Telling docstrings from comments"
 
 
 def run_demo(loaded: LoadedRecipe, *, out: Path | None, display: Display) -> dict[str, Any]:

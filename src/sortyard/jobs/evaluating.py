@@ -6,8 +6,9 @@ from typing import Any
 from sortyard.data.options import TaskOptions
 from sortyard.errors import InputError
 from sortyard.jobs.display import Display
-from sortyard.jobs.finetuning import outcome, section_of
+from sortyard.jobs.finetuning import outcome
 from sortyard.jobs.folders import is_demo, model_folder, open_job
+from sortyard.jobs.sections import finetune_section
 from sortyard.recipe import Recipe
 from sortyard.training.run_folder import RunFolder
 
@@ -33,26 +34,25 @@ def evaluate_run(
     if is_demo(path):
         path = path / "finetune"
     folder = model_folder(path)
-    run = RunFolder(path) if (path / "job.json").is_file() else None
-    job, recipe = open_job(run) if run is not None else (None, None)
-    if task is None and run is not None and recipe is not None and job is not None and job.verb == "pretrain":
-        return _language_model(run, recipe=recipe, data=data, batch_size=batch_size, display=display)
+    run, recipe = None, None
+    if (path / "job.json").is_file():
+        run = RunFolder.open(path)
+        job, recipe = open_job(run)
+        if task is None and job.verb == "pretrain":
+            return _language_model(run, recipe=recipe, data=data, batch_size=batch_size, display=display)
     options = _task_options(recipe, task=task, data=data, where=path)
     return _classifier(folder, run=run, options=options, batch_size=batch_size, where=path, display=display)
 
 
 def _task_options(recipe: Recipe | None, *, task: str | None, data: str | None, where: Path) -> TaskOptions:
+    changes: dict[str, Any] = {} if task is None else {"name": task}
+    if data is not None:  # a file is scored whole; in a folder the development split is
+        changes |= {"data": data, "dev": data if Path(data).expanduser().is_file() else None}
     if recipe is not None and recipe.finetune is not None:
-        own = section_of(recipe).task
-        changes = {"name": task, "data": data}
-        if data is not None:
-            changes["dev"] = None
-        return TaskOptions.model_validate(
-            own.model_dump() | {key: value for key, value in changes.items() if value is not None or key == "dev"}
-        )
+        return TaskOptions.model_validate(finetune_section(recipe).task.model_dump() | changes)
     if task is None or data is None:
         raise InputError(f"{where}: does not say what to score on: give --task and --data")
-    return TaskOptions.model_validate({"name": task, "data": data})
+    return TaskOptions.model_validate(changes)
 
 
 def _classifier(
@@ -61,14 +61,13 @@ def _classifier(
     from sortyard.data.tasks import load_examples
     from sortyard.evaluation.classification import evaluate_examples
     from sortyard.interop.predictor import Predictor
-    from sortyard.jobs.scoring import ScoringTask
 
     predictor = Predictor.from_pretrained(folder)
-    examples = load_examples(options, "dev")
-    task = ScoringTask.of(examples.task)
-    if task.type == "classification" and len(task.labels) != len(predictor.label_names):
+    examples = load_examples(options, "dev", label_names=_known_labels(predictor.label_names))
+    task = examples.task
+    if task.num_labels != len(predictor.label_names):
         raise InputError(
-            f"{where}: the model knows {len(predictor.label_names)} classes, the examples {len(task.labels)}; "
+            f"{where}: the model has {len(predictor.label_names)} outputs, the examples need {task.num_labels}; "
             "score it on the task that it was fine-tuned on"
         )
     display.say(f"examples  {len(examples):,} to score")
@@ -77,12 +76,16 @@ def _classifier(
         predictor.model,
         tokenizer=predictor.tokenizer,
         examples=examples,
-        task=task,
         batch_size=batch_size,
         max_length=min(limits),
     )
     file = result.write(run.eval, name=f"{task.name}-again") if run is not None else None
     return {"run": where, "file": file, **outcome(result)}
+
+
+def _known_labels(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the names that a model gives its classes, or none where they are transformers' placeholders."""
+    return () if all(name.startswith("LABEL_") for name in names) else names
 
 
 def _language_model(

@@ -1,19 +1,21 @@
 """Phase 2: from a pretrained model to a task, in a run folder."""
 
-import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sortyard.errors import InputError
 from sortyard.jobs.display import Display
 from sortyard.jobs.finishing import write_documents
-from sortyard.jobs.folders import Job, check_free, create_run, next_folder
+from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder
 from sortyard.jobs.loading import SCRATCH, find_start, head_settings, load_classifier, load_start_tokenizer
 from sortyard.jobs.paths import absolute, fingerprint
 from sortyard.jobs.pretraining import save_tokenizer
-from sortyard.recipe import FinetuneSection, LoadedRecipe, Recipe
+from sortyard.jobs.sections import finetune_section
+from sortyard.recipe import LoadedRecipe, Recipe
 from sortyard.training.run_folder import RunFolder
+from sortyard.training.run_lock import run_lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -21,17 +23,6 @@ if TYPE_CHECKING:
     from sortyard.data.encoding import EncodedExamples
     from sortyard.data.examples import Examples
     from sortyard.evaluation.classification import EvaluationResult
-
-
-def section_of(recipe: Recipe) -> FinetuneSection:
-    """Returns the recipe's finetune section.
-
-    Raises:
-        InputError: There is none.
-    """
-    if recipe.finetune is None:
-        raise InputError(f"the recipe {recipe.name} has no section finetune; `sortyard new` writes one")
-    return recipe.finetune
 
 
 def start_finetuning(loaded: LoadedRecipe, *, start: str, out: Path | None, display: Display) -> dict[str, Any]:
@@ -50,7 +41,8 @@ def start_finetuning(loaded: LoadedRecipe, *, start: str, out: Path | None, disp
         InputError: The examples, the model, the recipe or the folder cannot be used; then no folder is left behind.
     """
     recipe = absolute(loaded.recipe)
-    task = section_of(recipe).task
+    section = finetune_section(recipe)
+    task = section.task
     name = recipe.name if task.name in recipe.name else f"{recipe.name}-{task.name}"
     path = out if out is not None else next_folder(name)
     check_free(path)
@@ -58,18 +50,16 @@ def start_finetuning(loaded: LoadedRecipe, *, start: str, out: Path | None, disp
     material = _Material.load(recipe, start=source, display=display)
     files = [item for item in (task.data, task.dev) if item is not None]
     job = Job("finetune", start=source)
-    run = create_run(path, loaded=loaded, recipe=recipe, job=job, fingerprint=fingerprint(files))
-    try:
+    run = create_run(
+        path, loaded=loaded, recipe=recipe, job=job, device=section.loop.device, fingerprint=fingerprint(files)
+    )
+    with run_lock(run.path), discarded_if_untrained(run):
         return _finetune(run, recipe=recipe, material=material, display=display)
-    except Exception:
-        if not run.metrics.exists():  # nothing was trained: the folder would only stand in the way of the next try
-            shutil.rmtree(run.path)
-        raise
 
 
 def run_finetuning(run: RunFolder, *, recipe: Recipe, start: str, display: Display) -> dict[str, Any]:
     """Does whatever is still to be done in a run that `start_finetuning` made."""
-    material = _Material.load(recipe, start=start, display=display)
+    material = _Material.load(recipe, start=start, saved=run.model, display=display)
     return _finetune(run, recipe=recipe, material=material, display=display)
 
 
@@ -83,20 +73,23 @@ class _Material:
     dev: "Examples"
 
     @classmethod
-    def load(cls, recipe: Recipe, *, start: str, display: Display) -> "_Material":
+    def load(cls, recipe: Recipe, *, start: str, display: Display, saved: Path | None = None) -> "_Material":
+        """Loads all of it; a resumed run from scratch takes the tokenizer that it saved."""
         from sortyard.data.tasks import load_examples
+        from sortyard.interop.predictor import check_vocabulary
 
-        options = section_of(recipe).task
+        options = finetune_section(recipe).task
         train, dev = load_examples(options, "train"), load_examples(options, "dev")
         for name, split in (("training", train), ("development", dev)):
             if split.skipped.total:
                 display.say(f"skipped   {split.skipped.total} {name} rows: {split.skipped.describe()}")
         display.say(f"examples  {len(train):,} to train on, {len(dev):,} to score")
         if start == SCRATCH:
-            model, tokenizer = _from_scratch(recipe, train=train)
+            model, tokenizer = _from_scratch(recipe, train=train, saved=saved)
         else:
             tokenizer = load_start_tokenizer(start)
             model = load_classifier(start, task=train.task, seed=recipe.seed)
+            check_vocabulary(model, tokenizer=tokenizer, where=f"--from {start}")
         _check_length(model, tokenizer, wanted=options.max_length)
         return cls(model, tokenizer, train, dev)
 
@@ -108,13 +101,15 @@ class _Material:
         return encode_examples(self.train, tokenizer=self.tokenizer, max_length=max_length, token_type_ids=types)
 
 
-def _from_scratch(recipe: Recipe, *, train: "Examples") -> tuple[Any, "PreTrainedTokenizerFast"]:
+def _from_scratch(recipe: Recipe, *, train: "Examples", saved: Path | None) -> tuple[Any, "PreTrainedTokenizerFast"]:
     """Builds the recipe's model, with a tokenizer trained on the training examples' own texts."""
     from sortyard.data.vocabulary import Vocabulary
     from sortyard.model.factory import build_model
     from sortyard.tokenizer.train import load_tokenizer, train_tokenizer
 
-    if recipe.tokenizer.path is not None:
+    if saved is not None and (saved / "tokenizer.json").is_file():
+        tokenizer = load_tokenizer(saved)
+    elif recipe.tokenizer.path is not None:
         tokenizer = load_tokenizer(recipe.tokenizer.path)
     else:
         tokenizer = train_tokenizer([*train.texts, *(train.pairs or ())], recipe.tokenizer)
@@ -144,15 +139,16 @@ def _check_length(model: Any, tokenizer: Any, *, wanted: int) -> None:
 def _finetune(run: RunFolder, *, recipe: Recipe, material: _Material, display: Display) -> dict[str, Any]:
     from sortyard.data.batches import ClassificationSource
     from sortyard.evaluation.baselines import baseline_scores
-    from sortyard.jobs.scoring import ScoringTask, score_dev
+    from sortyard.evaluation.classification import evaluate_examples
     from sortyard.training.loop import train
 
-    section, loop = section_of(recipe), section_of(recipe).loop
-    task, model, tokenizer = ScoringTask.of(material.train.task), material.model, material.tokenizer
-    limit = section.task.max_length
-    baselines = baseline_scores(task, train=material.train, dev=material.dev, seed=recipe.seed)
+    section, task = finetune_section(recipe), material.dev.task
+    loop, headline = section.loop, task.metrics[0]
+    model, tokenizer, limit = material.model, material.tokenizer, section.task.max_length
+    score = partial(evaluate_examples, tokenizer=tokenizer, examples=material.dev, max_length=limit)
+    baselines = baseline_scores(material.train, dev=material.dev, seed=recipe.seed)
     for baseline in baselines:
-        display.say(f"baseline  {baseline.name}: {task.metrics[0]} {baseline.metrics[task.metrics[0]]:.3f}")
+        display.say(f"baseline  {baseline.name}: {headline} {baseline.metrics[headline]:.3f}")
     positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     save_tokenizer(tokenizer, folder=run.model, positions=positions)
     result = train(
@@ -170,11 +166,11 @@ def _finetune(run: RunFolder, *, recipe: Recipe, material: _Material, display: D
         schedule=section.schedule,
         run=run,
         seed=recipe.seed,
-        evaluate=lambda current: score_dev(current, tokenizer, material.dev, task=task, max_length=limit).metrics,
-        best_metric=task.metrics[0],
+        evaluate=lambda current: score(current).metrics,
+        best_metric=headline,
         progress=display.progress("finetune"),
     )
-    final = score_dev(model, tokenizer, material.dev, task=task, max_length=limit, baselines=baselines)
+    final = score(model, baselines=baselines)
     final.write(run.eval, name=task.name)
     write_documents(run, model=model, tokenizer=tokenizer, texts=material.dev.texts, display=display)
     return {"run": run.path, "model": run.model, **outcome(final), "steps": result.steps, "reason": result.reason}
@@ -195,7 +191,6 @@ def outcome(result: "EvaluationResult") -> dict[str, Any]:
 
 
 def _objective(model: Any) -> Any:
-    from sortyard.jobs.foreign import LogitsObjective
-    from sortyard.objectives.classification import ClassificationObjective
+    from sortyard.objectives.classification import ClassificationObjective, LogitsObjective
 
     return ClassificationObjective() if model.config.model_type == "sortyard" else LogitsObjective()

@@ -1,7 +1,12 @@
 """Names of run folders, and what a run must remember to be continued."""
 
+import errno
 import json
 import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +17,7 @@ from sortyard.training.run_folder import RunFolder
 
 RUNS = Path("runs")
 DEMO_RECIPE = "demo.yaml"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,9 @@ def check_free(path: Path) -> None:
         raise InputError(f"{path} exists and is not empty: choose another folder with --out{hint}")
 
 
-def create_run(path: Path, *, loaded: LoadedRecipe, recipe: Recipe, job: Job, fingerprint: str) -> RunFolder:
+def create_run(
+    path: Path, *, loaded: LoadedRecipe, recipe: Recipe, job: Job, device: str, fingerprint: str
+) -> RunFolder:
     """Makes a run's folder with everything that `resume` needs.
 
     Args:
@@ -48,22 +56,54 @@ def create_run(path: Path, *, loaded: LoadedRecipe, recipe: Recipe, job: Job, fi
         loaded: The recipe as it was given.
         recipe: The recipe as it is run, paths made absolute.
         job: The verb and its start.
+        device: The one asked for: `auto`, `cpu` or `cuda`.
         fingerprint: Digest of the data.
 
     Raises:
         InputError: The folder is taken or cannot be written.
     """
-    import sys
-
-    from sortyard.jobs.loading import device_name
     from sortyard.training.environment import describe_environment
 
     environment = describe_environment(
-        seed=recipe.seed, device=device_name(), data_fingerprint=fingerprint, command=sys.argv
+        seed=recipe.seed, device=_device_name(device), data_fingerprint=fingerprint, command=sys.argv
     )
     run = RunFolder.create(path, recipe=loaded.as_given, resolved=resolved_yaml(recipe), environment=environment)
     (path / "job.json").write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
     return run
+
+
+def _device_name(wanted: str) -> str:
+    import torch
+
+    has_gpu = wanted != "cpu" and torch.cuda.is_available()
+    return f"cuda: {torch.cuda.get_device_name(0)}" if has_gpu else "cpu"
+
+
+@contextmanager
+def discarded_if_untrained(run: RunFolder) -> Iterator[None]:
+    """Removes a new run that fails before its first step: it would only stand in the way of the next try.
+
+    A run that has begun to train and met a full disk stays, as it can be resumed. The caller holds the run's lock.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = _is_full_disk(error)
+        if not (run.metrics.exists() or (full and run.events.exists())):
+            shutil.rmtree(run.path)
+        elif full and not isinstance(error, InputError):
+            raise InputError(
+                f"{run.path}: the disk is full; what is done is kept: make room, then continue with "
+                f"`sortyard resume {run.path}`"
+            ) from error
+        raise
+
+
+def _is_full_disk(error: Exception) -> bool:
+    return any(
+        (isinstance(reason, OSError) and reason.errno in FULL) or "No space left" in str(reason)
+        for reason in (error, error.__cause__)
+    )
 
 
 def open_job(run: RunFolder) -> tuple[Job, Recipe]:
@@ -74,12 +114,17 @@ def open_job(run: RunFolder) -> tuple[Job, Recipe]:
     """
     path = run.path / "job.json"
     try:
-        job = Job(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read, so this run cannot be continued ({error})") from error
-    if job.verb not in ("pretrain", "finetune"):
-        raise InputError(f"{path}: verb is {job.verb!r}; it must be pretrain or finetune")
-    return job, load_recipe(run.resolved).recipe
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold one JSON object, so this run cannot be continued")
+    verb, start = content.get("verb"), content.get("start")
+    if verb not in ("pretrain", "finetune"):
+        raise InputError(f"{path}: verb is {verb!r}; it must be pretrain or finetune")
+    if not (start is None or isinstance(start, str)):
+        raise InputError(f"{path}: start is {start!r}; it must be the name of a folder or model, or null")
+    return Job(verb, start), load_recipe(run.resolved).recipe
 
 
 def is_demo(path: Path) -> bool:

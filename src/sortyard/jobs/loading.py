@@ -15,13 +15,6 @@ if TYPE_CHECKING:
 SCRATCH = "scratch"
 
 
-def device_name() -> str:
-    """Names the device that training takes by itself."""
-    import torch
-
-    return f"cuda: {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else "cpu"
-
-
 def find_start(source: str) -> str:
     """Turns what the user starts from into what transformers loads: a folder, or a hub name.
 
@@ -51,27 +44,27 @@ def load_start_tokenizer(start: str) -> "PreTrainedTokenizerFast":
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(start)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
         raise InputError(f"--from {start}: no tokenizer can be loaded: {_first_line(error)}") from error
     if not tokenizer.is_fast:
         raise InputError(f"--from {start}: has a slow tokenizer; convert it to a tokenizer.json first")
     return tokenizer
 
 
-def load_classifier(start: str, *, task: "Task", seed: int, dropout: float | None = None) -> Any:
+def load_classifier(start: str, *, task: "Task", seed: int) -> Any:
     """Loads a model with a new classification head of the task's width, or with the head it has for this very task.
 
     Args:
         start: A model's folder or a hub name.
         task: Gives the head's width and the labels' names.
         seed: Seed of a new head's weights.
-        dropout: Dropout before the head of a sortyard model; None leaves what the folder says.
 
     Returns:
         The model in float32 on the CPU.
 
     Raises:
-        InputError: Nothing with a sequence-classification head can be loaded.
+        InputError: Nothing with a sequence-classification head can be loaded, or the encoder's weights are not those
+            that its configuration describes.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -81,15 +74,55 @@ def load_classifier(start: str, *, task: "Task", seed: int, dropout: float | Non
     settings = head_settings(task)
     try:
         config = AutoConfig.from_pretrained(start, **settings)
-        if dropout is not None and config.model_type == "sortyard":
-            config.classifier_dropout = dropout
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return AutoModelForSequenceClassification.from_pretrained(
-                start, config=config, dtype=torch.float32, ignore_mismatched_sizes=True
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                start,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,  # a pickle could run anything
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"--from {start}: no model for classification can be loaded: {_first_line(error)}") from error
+    except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
+        raise _no_classifier(start, error) from error
+    _check_encoder(found, prefix=f"{model.base_model_prefix}.", start=start)
+    return model
+
+
+def _check_encoder(found: dict[str, Any], *, prefix: str, start: str) -> None:
+    """Refuses random weights below the head; a pooler counts to the head, as language models are saved without one."""
+    names = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    strange = sorted(name for name in names if name.startswith(prefix) and "pooler" not in name.split("."))
+    if strange:
+        shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
+        raise InputError(
+            f"--from {start}: the weights are not those that config.json describes: {len(strange)} tensors of the "
+            f"encoder are missing or of another shape ({shown}); put back the files that were saved together"
+        )
+
+
+def load_language_model(folder: Path, *, causal: bool) -> Any:
+    """Loads the model of a pretraining run.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    import sortyard  # noqa: F401  (registers the Auto classes)
+
+    kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+    try:
+        model, found = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
+        raise InputError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
+    if found["missing_keys"]:
+        shown = ", ".join(sorted(found["missing_keys"])[:3])
+        raise InputError(f"{folder}: weights are missing ({shown}); finish the run again")
+    return model
 
 
 def head_settings(task: "Task") -> dict[str, Any]:
@@ -101,10 +134,6 @@ def head_settings(task: "Task") -> dict[str, Any]:
         "label2id": {name: number for number, name in names.items()},
         "problem_type": "regression" if task.type == "regression" else "single_label_classification",
     }
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def start_shapes(start: str) -> "nn.Module":
@@ -121,5 +150,13 @@ def start_shapes(start: str) -> "nn.Module":
     try:
         with torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(start))  # type: ignore[no-any-return]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"--from {start}: no model for classification can be loaded: {_first_line(error)}") from error
+    except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
+        raise _no_classifier(start, error) from error
+
+
+def _no_classifier(start: str, error: Exception) -> InputError:
+    return InputError(f"--from {start}: no model for classification can be loaded: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

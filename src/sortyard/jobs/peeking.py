@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 from sortyard.data.options import CorpusOptions, MaskingOptions
 from sortyard.errors import InputError
 from sortyard.jobs.corpora import SHARDS, TOKENIZER, is_prepared
+from sortyard.jobs.folders import is_demo, open_job
+from sortyard.jobs.sections import pretrain_section
+from sortyard.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from sortyard.data.packing import PackedRows
@@ -26,12 +29,33 @@ def peek_at(source: Path, *, count: int, sequence_length: int, seed: int) -> lis
         in which `|` is a boundary and `[MASK:word]` a hidden word. For a document: its text.
 
     Raises:
-        InputError: There is no text.
+        InputError: There is no text, or the run is one of fine-tuning.
     """
+    folder = _prepared_folder(source)
+    if folder is None:
+        return _documents(source, count=count)
+    return _rows(folder, count=count, sequence_length=sequence_length, seed=seed)
+
+
+def _prepared_folder(source: Path) -> Path | None:
+    """Returns where the rows of a prepared folder, a run or a demo are; None for anything that is none of them."""
+    if is_demo(source):
+        source = source / "pretrain"
     for folder in (source, source / "data"):
         if is_prepared(folder):
-            return _rows(folder, count=count, sequence_length=sequence_length, seed=seed)
-    return _documents(source, count=count)
+            return folder
+    if not (source / "resolved.yaml").is_file():
+        return None
+    job, recipe = open_job(RunFolder.open(source))
+    if job.verb != "pretrain":
+        raise InputError(
+            f"{source}: is no pretraining run but a fine-tuning run, which has no rows; peek at the pretraining run "
+            "that it started from, or at its file of examples"
+        )
+    path = pretrain_section(recipe).data.path
+    if not is_prepared(path):
+        raise InputError(f"{source}: has prepared no rows yet; continue it with `sortyard resume {source}`")
+    return Path(path).expanduser()
 
 
 def _documents(source: Path, *, count: int) -> list[dict[str, Any]]:

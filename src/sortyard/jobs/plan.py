@@ -3,8 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sortyard.errors import InputError
+from sortyard.jobs.sections import finetune_section, pretrain_section
 from sortyard.recipe import Recipe
+from sortyard.training.options import LoopOptions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,12 +66,10 @@ def plan_pretraining(recipe: Recipe) -> Plan:
     Raises:
         InputError: The recipe has no pretrain section.
     """
-    section = recipe.pretrain
-    if section is None:
-        raise InputError(f"the recipe {recipe.name} has no section pretrain; `sortyard new` writes one")
+    section = pretrain_section(recipe)
     share = section.masking.probability if section.objective == "masked_lm" else 1.0
     model = _shapes(recipe, head=section.objective, num_labels=2)
-    return _plan(recipe, model, phase="pretrain", length=section.data.sequence_length, target_share=share)
+    return _plan(model, phase="pretrain", loop=section.loop, length=section.data.sequence_length, target_share=share)
 
 
 def plan_finetuning(recipe: Recipe, *, start: "nn.Module | None" = None) -> Plan:
@@ -83,11 +82,9 @@ def plan_finetuning(recipe: Recipe, *, start: "nn.Module | None" = None) -> Plan
     Raises:
         InputError: The recipe has no finetune section.
     """
-    section = recipe.finetune
-    if section is None:
-        raise InputError(f"the recipe {recipe.name} has no section finetune; `sortyard new` writes one")
+    section = finetune_section(recipe)
     model = start if start is not None else _shapes(recipe, head="sequence_classification", num_labels=2)
-    return _plan(recipe, model, phase="finetune", length=section.task.max_length, target_share=0.0)
+    return _plan(model, phase="finetune", loop=section.loop, length=section.task.max_length, target_share=0.0)
 
 
 def _shapes(recipe: Recipe, *, head: str, num_labels: int) -> "nn.Module":
@@ -102,12 +99,11 @@ def _shapes(recipe: Recipe, *, head: str, num_labels: int) -> "nn.Module":
 
 
 def _plan(
-    recipe: Recipe, model: "nn.Module", *, phase: Literal["pretrain", "finetune"], length: int, target_share: float
+    model: "nn.Module", *, phase: Literal["pretrain", "finetune"], loop: LoopOptions, length: int, target_share: float
 ) -> Plan:
     from sortyard.evaluation.cost import parameter_counts, training_memory
 
-    section = getattr(recipe, phase)
-    loop, counts = section.loop, parameter_counts(model)
+    counts = parameter_counts(model)
     samples = loop.micro_batch_size * loop.accumulation_steps
     if getattr(model.config, "model_type", "") == "sortyard":
         memory = training_memory(

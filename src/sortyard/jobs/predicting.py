@@ -1,13 +1,16 @@
 """Texts in, predictions out, one at a time and in order."""
 
-import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import tee
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from sortyard.data.locate import FORMATS, missing_column
+from sortyard.data.options import TextFormat
+from sortyard.data.skips import text_fault
+from sortyard.data.tables import MAX_JSON_LINE_BYTES, json_object, open_table, stream_lines, text_lines
 from sortyard.errors import InputError
 from sortyard.jobs.folders import model_folder
 
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
 
 Input = str | tuple[str, str]
 Columns = tuple[str, str | None]
-DELIMITERS = {".tsv": "\t", ".csv": ","}
 
 
 def open_predictor(source: Path, *, device: str) -> "Predictor":
@@ -32,9 +34,10 @@ def open_predictor(source: Path, *, device: str) -> "Predictor":
 
 
 def read_inputs(source: str, *, text_column: str, pair_column: str | None) -> Iterator[Input]:
-    """Reads texts, streaming: a line each, or a row each of JSON lines, TSV or CSV, by the file's ending.
+    """Reads texts, streaming: a row each of JSON lines, TSV, CSV or Parquet, by the file's ending, or else a line each.
 
-    Lines that begin with `{` on standard input are read as JSON lines.
+    Lines that begin with `{` are read as JSON lines on standard input and in a file without an ending. Every row has
+    to be sound, as none is left without an answer.
 
     Args:
         source: A file, or `-` for standard input.
@@ -42,79 +45,87 @@ def read_inputs(source: str, *, text_column: str, pair_column: str | None) -> It
         pair_column: Field or column of the second text, if any.
 
     Raises:
-        InputError: There is no such file, or a line of it cannot be used; the message names file and line.
+        InputError: There is no such file, it holds no text, or a row of it cannot be used; the message names file and
+            row (a text file's rows are numbered by their first lines).
     """
     columns = (text_column, pair_column)
     if source == "-":
-        return _inputs(_decoded(sys.stdin.buffer, file="stdin"), file="stdin", kind="", columns=columns)
+        lines = stream_lines(sys.stdin.buffer, name="stdin", max_bytes=MAX_JSON_LINE_BYTES, on_skip=_refuse)
+        return _some(_from_lines(lines, file="stdin", columns=columns), file="stdin")
     path = Path(source)
     if not path.is_file():
         raise InputError(f"--input {path}: there is no such file")
     if path.stat().st_size == 0:
-        raise InputError(f"--input {path}: is empty")
-    return _from_file(path, columns=columns)
+        raise _empty(f"--input {path}")
+    kind = FORMATS.get(path.suffix.lower(), "txt")
+    if kind != "txt":
+        return _some(_from_table(path, kind=kind, columns=columns), file=str(path))
+    lines = text_lines(path, max_bytes=MAX_JSON_LINE_BYTES, on_skip=_refuse)
+    if path.suffix:
+        return (line for _, line in lines)
+    return _from_lines(lines, file=str(path), columns=columns)
 
 
-def _from_file(path: Path, *, columns: Columns) -> Iterator[Input]:
-    with path.open("rb") as stream:
-        lines = _decoded(stream, file=str(path))
-        yield from _inputs(lines, file=str(path), kind=path.suffix.lower(), columns=columns)
+def _refuse(reason: str, file: str, row: int) -> NoReturn:
+    raise InputError(f"{file}:{row}: {reason}; every row must hold a text, as none is skipped here")
 
 
-def _decoded(stream: Iterable[bytes], *, file: str) -> Iterator[str]:
-    for number, raw in enumerate(stream, start=1):
-        try:
-            yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file}:{number}: is not UTF-8 text ({error.reason})") from error
+def _empty(file: str) -> InputError:
+    return InputError(f"{file}: is empty; there is no text to classify")
 
 
-def _inputs(lines: Iterator[str], *, file: str, kind: str, columns: Columns) -> Iterator[Input]:
-    if kind in DELIMITERS:
-        yield from _rows(lines, file=file, delimiter=DELIMITERS[kind], columns=columns)
-        return
-    as_json = kind in (".jsonl", ".ndjson")
-    for number, raw in enumerate(lines, start=1):
-        line, where = raw.rstrip("\r\n"), f"{file}:{number}"
-        if as_json or (kind == "" and line.startswith("{")):
-            yield _record(_parsed(line, where=where), columns=columns, where=where)
-        else:
+def _some(inputs: Iterator[Input], *, file: str) -> Iterator[Input]:
+    first = next(inputs, None)
+    if first is None:
+        raise _empty(file)
+    yield first
+    yield from inputs
+
+
+def _from_lines(lines: Iterator[tuple[int, str]], *, file: str, columns: Columns) -> Iterator[Input]:
+    names = [name for name in columns if name is not None]
+    for number, line in lines:
+        if not line.startswith("{"):
             yield line
-
-
-def _rows(lines: Iterator[str], *, file: str, delimiter: str, columns: Columns) -> Iterator[Input]:
-    if delimiter == "\t":
-        reader = csv.DictReader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.DictReader(lines, delimiter=delimiter)
-    try:
-        for row in reader:
-            yield _record(row, columns=columns, where=f"{file}:{reader.line_num}")
-    except csv.Error as error:
-        raise InputError(f"{file}:{reader.line_num}: {error}") from error
-
-
-def _parsed(line: str, *, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where}: is no JSON object ({error})") from error
-
-
-def _record(row: Any, *, columns: Columns, where: str) -> Input:
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: must be a JSON object with the field {columns[0]!r}")
-    values = []
-    for column in columns:
-        if column is None:
             continue
-        value = row.get(column)
-        if not isinstance(value, str):
-            known = ", ".join(repr(name) for name in row if isinstance(name, str))
-            option = "--text-column" if column == columns[0] else "--pair-column"
-            raise InputError(f"{where}: has no text in {column!r}; it has {known} (set {option})")
-        values.append(value)
+        record = json_object(line)
+        if record is None:
+            raise InputError(f"{file}:{number}: begins with {{ but is no JSON object")
+        for name in names:
+            if name not in record:
+                raise missing_column(f"{file}:{number}", name, list(record), _option(name, columns))
+        yield _input([record[name] for name in names], columns=columns, where=f"{file}:{number}")
+
+
+def _from_table(path: Path, *, kind: TextFormat, columns: Columns) -> Iterator[Input]:
+    table = open_table(path, format=kind, on_skip=_refuse)
+    names = tuple(name for name in columns if name is not None)
+    for name in names:
+        if name not in table.columns:
+            raise missing_column(str(path), name, table.columns, _option(name, columns))
+    for row, values in table.rows(names):
+        yield _input(values, columns=columns, where=f"{path}:{row}")
+
+
+def _input(values: Sequence[Any], *, columns: Columns, where: str) -> Input:
+    for name, value in zip(columns, values, strict=False):  # there is no second value where no second column is asked
+        fault = _fault(value)
+        if fault is not None:
+            raise InputError(f"{where}: column {name!r} {fault} (set {_option(name, columns)} to read another)")
     return values[0] if len(values) == 1 else (values[0], values[1])
+
+
+def _fault(value: Any) -> str | None:
+    if value is None:
+        return "has no text"
+    if not isinstance(value, str):
+        return f"is {type(value).__name__}, not text"
+    reason = text_fault(value) if value.strip() else None  # an empty text gets its answer like any other
+    return None if reason is None else f"holds a text with a {reason}"
+
+
+def _option(name: str | None, columns: Columns) -> str:
+    return "--text-column" if name == columns[0] else "--pair-column"
 
 
 def prediction_lines(predictor: "Predictor", inputs: Iterable[Input], *, batch_size: int) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """Phase 1: from text to a pretrained model, in a run folder."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 from sortyard.errors import InputError
 from sortyard.jobs.display import Display
 from sortyard.jobs.finishing import write_documents
-from sortyard.jobs.folders import Job, check_free, create_run, next_folder
+from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder
+from sortyard.jobs.loading import load_language_model
 from sortyard.jobs.paths import absolute, fingerprint
+from sortyard.jobs.sections import pretrain_section
 from sortyard.recipe import LoadedRecipe, PretrainSection, Recipe
 from sortyard.training.run_folder import RunFolder
+from sortyard.training.run_lock import run_lock
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -24,17 +26,6 @@ if TYPE_CHECKING:
     from sortyard.jobs.corpora import Corpus
 
 DECODED_ROWS = 40
-
-
-def section_of(recipe: Recipe) -> PretrainSection:
-    """Returns the recipe's pretrain section.
-
-    Raises:
-        InputError: There is none.
-    """
-    if recipe.pretrain is None:
-        raise InputError(f"the recipe {recipe.name} has no section pretrain; `sortyard new` writes one")
-    return recipe.pretrain
 
 
 def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Display) -> dict[str, Any]:
@@ -54,17 +45,20 @@ def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Displa
     from sortyard.jobs.corpora import check_corpus
 
     recipe = absolute(loaded.recipe)
-    data = section_of(recipe).data
+    section = pretrain_section(recipe)
     path = out if out is not None else next_folder(recipe.name)
     check_free(path)
-    check_corpus(data)
-    run = create_run(path, loaded=loaded, recipe=recipe, job=Job("pretrain"), fingerprint=fingerprint([data.path]))
-    try:
+    check_corpus(section.data)
+    run = create_run(
+        path,
+        loaded=loaded,
+        recipe=recipe,
+        job=Job("pretrain"),
+        device=section.loop.device,
+        fingerprint=fingerprint([section.data.path]),
+    )
+    with run_lock(run.path), discarded_if_untrained(run):
         return run_pretraining(run, recipe=recipe, display=display)
-    except Exception:
-        if not run.metrics.exists():  # nothing was trained: the folder would only stand in the way of the next try
-            shutil.rmtree(run.path)
-        raise
 
 
 def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict[str, Any]:
@@ -79,7 +73,7 @@ def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict
     from sortyard.model.factory import build_model
     from sortyard.training.loop import train
 
-    section = section_of(recipe)
+    section = pretrain_section(recipe)
     corpus = prepare_corpus(
         section.data, tokenizer=recipe.tokenizer, folder=run.path / "data", seed=recipe.seed, display=display
     )
@@ -126,17 +120,12 @@ def held_out_scores(
     Raises:
         InputError: The run has no model or holds out no rows, or the text cannot be used.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-
-    import sortyard  # noqa: F401  (registers the Auto classes)
-
-    section = section_of(recipe)
-    kind = AutoModelForCausalLM if section.objective == "causal_lm" else AutoModelForMaskedLM
+    section = pretrain_section(recipe)
     section = section.model_copy(update={"loop": section.loop.model_copy(update={"micro_batch_size": batch_size})})
     with TemporaryDirectory(prefix="sortyard-") as aside:
         rows, vocabulary = _rows_to_score(run, recipe=recipe, data=data, aside=Path(aside), display=display)
         held_out = _HeldOut(rows, section=section, vocabulary=vocabulary, seed=recipe.seed)
-        return held_out(kind.from_pretrained(run.model))
+        return held_out(load_language_model(run.model, causal=section.objective == "causal_lm"))
 
 
 def _rows_to_score(
@@ -144,7 +133,7 @@ def _rows_to_score(
 ) -> "tuple[PackedRows, Vocabulary]":
     from sortyard.jobs.corpora import prepare_corpus
 
-    own, tokenizer = section_of(recipe).data, recipe.tokenizer
+    own, tokenizer = pretrain_section(recipe).data, recipe.tokenizer
     if data is None:
         corpus = prepare_corpus(own, tokenizer=tokenizer, folder=run.path / "data", seed=recipe.seed, display=display)
         if corpus.held_out is None:

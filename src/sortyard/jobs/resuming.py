@@ -7,6 +7,7 @@ from sortyard.errors import InputError
 from sortyard.jobs.display import Display
 from sortyard.jobs.folders import is_demo, open_job
 from sortyard.training.run_folder import RunFolder
+from sortyard.training.run_lock import run_lock
 
 
 def resume_run(path: Path, *, display: Display) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def resume_run(path: Path, *, display: Display) -> dict[str, Any]:
         What the run's verb returns.
 
     Raises:
-        InputError: The folder is no run, or what it started from is gone.
+        InputError: The folder is no run, another process works in it, or what it started from is gone.
     """
     if is_demo(path):
         from sortyard.jobs.demo import resume_demo
@@ -28,12 +29,13 @@ def resume_run(path: Path, *, display: Display) -> dict[str, Any]:
         return resume_demo(path, display=display)
     run = RunFolder.open(path)
     job, recipe = open_job(run)
-    if job.verb == "pretrain":
-        from sortyard.jobs.pretraining import run_pretraining
+    with run_lock(run.path):  # also while text is prepared, before the training loop would lock the folder itself
+        if job.verb == "pretrain":
+            from sortyard.jobs.pretraining import run_pretraining
 
-        return run_pretraining(run, recipe=recipe, display=display)
-    from sortyard.jobs.finetuning import run_finetuning
+            return run_pretraining(run, recipe=recipe, display=display)
+        from sortyard.jobs.finetuning import run_finetuning
 
-    if job.start is None:
-        raise InputError(f"{path / 'job.json'}: start is missing, so this run cannot be continued")
-    return run_finetuning(run, recipe=recipe, start=job.start, display=display)
+        if job.start is None:
+            raise InputError(f"{path / 'job.json'}: start is missing, so this run cannot be continued")
+        return run_finetuning(run, recipe=recipe, start=job.start, display=display)

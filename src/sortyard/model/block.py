@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sortyard.model.attention.layer import SelfAttention
@@ -54,6 +54,7 @@ class Block(nn.Module):
         segments: Segments,
         positions: Int[Tensor, "B T"],
         token_ids: Int[Tensor, "B T"] | None = None,
+        global_tokens: Bool[Tensor, "B T"] | None = None,
         output_attentions: bool = False,
     ) -> BlockOutput:
         """Run the block.
@@ -63,13 +64,18 @@ class Block(nn.Module):
             segments: which positions form one sequence.
             positions: place of each token, for rotary positions.
             token_ids: vocabulary ids, read by the token-hash router only.
+            global_tokens: tokens that every query of their sequence reads (bucket layers).
             output_attentions: return the attention weights too.
 
         Returns:
             The new states, the weights or None, and the routing or None for a dense layer.
         """
         mixed, weights = self.attention(
-            self.attention_norm(hidden), segments=segments, positions=positions, output_attentions=output_attentions
+            self.attention_norm(hidden),
+            segments=segments,
+            positions=positions,
+            global_tokens=global_tokens,
+            output_attentions=output_attentions,
         )
         hidden = self.attention_post_norm(hidden + self.dropout(mixed))
         mixed, routing = self._feed_forward(self.ffn_norm(hidden), segments, token_ids)

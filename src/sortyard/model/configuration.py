@@ -26,6 +26,8 @@ class SortyardConfig(PreTrainedConfig):
         embedding_norm: a norm after the embeddings.
         final_norm: a norm after the last block (pre-norm models).
         first_attention_norm: whether the first block norms the attention's input (ModernBERT does not).
+        classifier_activation: activation of the sequence classifier's dense layer ("tanh" in BERT's pooler).
+        classifier_norm: a norm after it (BERT's pooler has none).
         sparse_prediction: with labels, compute masked-LM logits at the targets only.
         causal: whether a token sees only itself and what stands before it.
     """
@@ -56,6 +58,7 @@ class SortyardConfig(PreTrainedConfig):
     classifier_dropout: float | int = 0.0
     classifier_pooling: Literal["cls", "mean"] = "cls"
     classifier_activation: str = "gelu"
+    classifier_norm: bool = True
     initializer_range: float = 0.02
     sparse_prediction: bool = True
     tie_word_embeddings: bool = True

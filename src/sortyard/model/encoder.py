@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sortyard.model.attention.bucket import BucketCore
@@ -61,6 +61,7 @@ class Encoder(nn.Module):
         segments: Segments,
         positions: Int[Tensor, "B T"],
         token_ids: Int[Tensor, "B T"] | None = None,
+        global_tokens: Bool[Tensor, "B T"] | None = None,
         output_attentions: bool = False,
     ) -> tuple[Float[Tensor, "B T D"], EncoderTrace]:
         """Run all blocks.
@@ -70,6 +71,7 @@ class Encoder(nn.Module):
             segments: which positions form one sequence.
             positions: place of each token, for rotary positions.
             token_ids: vocabulary ids, read by the token-hash router only.
+            global_tokens: tokens that every query of their sequence reads (bucket layers).
             output_attentions: collect attention weights.
 
         Returns:
@@ -84,6 +86,7 @@ class Encoder(nn.Module):
                 segments=segments,
                 positions=positions,
                 token_ids=token_ids,
+                global_tokens=global_tokens,
                 output_attentions=output_attentions,
             )
             hidden = output.hidden

@@ -18,11 +18,13 @@ from sortyard.model.outputs import SortyardHeadOutput, SortyardModelOutput, Sort
 class PredictionHead(nn.Module):
     """Dense, activation, norm: what stands between the encoder and a vocabulary or classifier projection."""
 
-    def __init__(self, config: SortyardConfig, *, activation: str) -> None:
+    def __init__(self, config: SortyardConfig, *, activation: str, norm: bool = True) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
         self.activation = ACT2FN[activation]
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.use_bias)
+        self.norm = (
+            nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.use_bias) if norm else nn.Identity()
+        )
 
     def forward(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Transform each state by itself."""
@@ -156,7 +158,7 @@ class SortyardForSequenceClassification(SortyardPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = SortyardModel(config)
-        self.head = PredictionHead(config, activation=config.classifier_activation)
+        self.head = PredictionHead(config, activation=config.classifier_activation, norm=config.classifier_norm)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -87,6 +87,7 @@ class SortyardModel(SortyardPreTrainedModel):
         position_ids: Int[Tensor, "rows T"] | None = None,
         inputs_embeds: Float[Tensor, "B T D"] | None = None,
         cu_seqlens: Int[Tensor, " boundaries"] | None = None,
+        global_tokens: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
@@ -102,6 +103,8 @@ class SortyardModel(SortyardPreTrainedModel):
             inputs_embeds: word embeddings instead of ids.
             cu_seqlens: boundaries of packed sequences over the flattened B * T positions. Attention, positions and
                 the experts' context stay within a sequence.
+            global_tokens: [B, T], 1 at tokens that every query of their sequence reads exactly in the bucket layers,
+                besides the first `num_global_tokens`.
             output_attentions: return token-to-token weights; the slow reference path.
             output_hidden_states: return the states before each block and after the last.
             output_router_logits: return the gate scores of each expert layer.
@@ -122,7 +125,12 @@ class SortyardModel(SortyardPreTrainedModel):
         hidden = self.embeddings(inputs_embeds, positions, token_type_ids)
         attentions = _flag(output_attentions, self.config.output_attentions)
         hidden, trace = self.encoder(
-            hidden, segments=segments, positions=positions, token_ids=input_ids, output_attentions=attentions
+            hidden,
+            segments=segments,
+            positions=positions,
+            token_ids=input_ids,
+            global_tokens=None if global_tokens is None else global_tokens.bool(),
+            output_attentions=attentions,
         )
         router_logits = tuple(record.scores for record in trace.routing)
         return SortyardModelOutput(

@@ -125,6 +125,8 @@ class _Walk:
 def _read_text(path: Path, file: str) -> str:
     if path.is_dir():
         raise InputError(f"{file}: is a folder; give a recipe's YAML file")
+    if path.exists() and not path.is_file():  # a pipe can be read only once, a device without end
+        raise InputError(f"{file}: is no regular file; save the recipe in one and give that")
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:

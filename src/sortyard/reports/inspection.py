@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sortyard.durable import replace_bytes
 from sortyard.evaluation.batching import position_limit
 from sortyard.evaluation.buckets import BucketMaps, bucket_maps, capture_bucket_inputs
 from sortyard.model.experts.layer import ExpertLayer
-from sortyard.training.files import replace_bytes
 
 MAX_PICTURE_TOKENS = 128
 MAX_SAMPLE_TOKENS = 64

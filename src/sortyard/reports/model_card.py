@@ -5,15 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sortyard.errors import InputError
+from sortyard.durable import replace_bytes
 from sortyard.reports.headline import facts, headline
 from sortyard.reports.run_data import Evaluation, Phase, RunData, read_run
 from sortyard.reports.wording import count, metric_name, metric_value
-from sortyard.training.files import replace_bytes
 
 PIPELINES = {
     "ForSequenceClassification": "text-classification",
@@ -62,7 +60,7 @@ def render_model_card(data: RunData) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    recipe = _recipe(final)
+    recipe = final.settings
     return templates.get_template("model_card.md.j2").render(
         front_matter=_front_matter(data, evaluation=evaluation),
         title=_inline(_name(data)),
@@ -77,15 +75,7 @@ def render_model_card(data: RunData) -> str:
 
 
 def _name(data: RunData) -> str:
-    return str(_recipe(data.final).get("name") or data.path.resolve().name)
-
-
-def _recipe(phase: Phase) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(phase.recipe) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{phase.path / 'resolved.yaml'}: is not YAML ({error})") from error
-    return content if isinstance(content, dict) else {}
+    return str(data.final.settings.get("name") or data.path.resolve().name)
 
 
 def _front_matter(data: RunData, *, evaluation: Evaluation | None) -> str:
@@ -183,7 +173,7 @@ def _sources(data: RunData, *, recipe: dict[str, Any]) -> list[tuple[str, str]]:
     """Name the data by the last part of its path: the rest tells of the machine, not of the data."""
     found = []
     for phase in data.phases:
-        section = (_recipe(phase) or recipe).get("finetune" if phase.is_finetuning else "pretrain") or {}
+        section = (phase.settings or recipe).get("finetune" if phase.is_finetuning else "pretrain") or {}
         if phase.is_finetuning and section.get("task"):
             task = section["task"]
             found.append(

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from sortyard.durable import replace_bytes
 from sortyard.reports.headline import Fact, facts, headline
 from sortyard.reports.run_data import RunData, read_run
 from sortyard.reports.sections import (
@@ -21,7 +22,6 @@ from sortyard.reports.sections import (
     training_section,
 )
 from sortyard.reports.wording import Bar
-from sortyard.training.files import replace_bytes
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def _page(data: RunData) -> Page:
 def _sections(data: RunData) -> list[Section]:
     final = data.final
     found: list[Section | None] = [
-        evaluation_section(evaluation, id=f"result-{_slug(evaluation.name)}") for evaluation in final.evaluations
+        evaluation_section(evaluation, settings=final.settings, id=f"result-{_slug(evaluation.name)}")
+        for evaluation in final.evaluations
     ]
     for phase in data.phases:
         name = "Fine-tuning" if phase.is_finetuning else "Pretraining"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from sortyard.errors import InputError
@@ -47,6 +48,19 @@ class Phase:
     def is_finetuning(self) -> bool:
         """Whether the run trained a task's head rather than a language model."""
         return bool(self.evaluations) or self.architecture.endswith("ForSequenceClassification")
+
+    @property
+    def settings(self) -> Record:
+        """The resolved recipe as values; empty where there is none.
+
+        Raises:
+            InputError: it is not YAML.
+        """
+        try:
+            content = yaml.safe_load(self.recipe)
+        except yaml.YAMLError as error:
+            raise InputError(f"{self.path / 'resolved.yaml'}: is not YAML ({error})") from error
+        return content if isinstance(content, dict) else {}
 
     @property
     def last(self) -> Record:

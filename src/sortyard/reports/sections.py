@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sortyard.reports.bucket_figure import bucket_figure
@@ -65,7 +66,7 @@ class Section:
     blocks: tuple[Block, ...] = ()
 
 
-def evaluation_section(evaluation: Evaluation, *, id: str) -> Section | None:  # noqa: A002
+def evaluation_section(evaluation: Evaluation, *, settings: Record, id: str) -> Section | None:  # noqa: A002
     """Scores with interval and baselines, confusion matrix and sample predictions of one evaluated split."""
     result = evaluation.result
     if "metrics" not in result:
@@ -74,7 +75,7 @@ def evaluation_section(evaluation: Evaluation, *, id: str) -> Section | None:  #
     figures = (confusion_figure(confusion, names=result["label_names"], id=f"{id}-confusion"),) if confusion else ()
     return Section(
         id=id,
-        title=f"Results on {evaluation.name}",
+        title=_evaluation_title(evaluation.name, settings=settings),
         intro=_interval_sentence(result),
         tables=(_scores_table(result),),
         figures=figures,
@@ -114,6 +115,17 @@ def environment_section(phases: Sequence[Phase]) -> Section | None:
     return (
         Section(id="environment", title="Environment and recipe", intro=intro, blocks=tuple(blocks)) if blocks else None
     )
+
+
+def _evaluation_title(name: str, *, settings: Record) -> str:
+    """Names the task; a custom one has no name that says anything, so its file's stands in."""
+    if name == "custom-again":
+        return "Results, scored again"  # maybe on another file, whose name is not recorded
+    if name != "custom":
+        return f"Results on {name}"
+    task = (settings.get("finetune") or {}).get("task") or {}
+    source = task.get("dev") or task.get("data")
+    return f"Results on {Path(source).name}" if source else "Results"
 
 
 def _interval_sentence(result: Record) -> str:

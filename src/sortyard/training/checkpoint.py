@@ -18,11 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sortyard.durable import ASIDE, aside_of, replace_bytes, sync
 from sortyard.errors import InputError
-from sortyard.training.files import replace_bytes, sync
 
 WEIGHTS, OPTIMIZER, STATE, DIGESTS = "model.safetensors", "optimizer.safetensors", "state.json", "digests.json"
-ASIDE = ".aside-"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, oldest first."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+        numbers = (path.name.removeprefix("step-") for path in self.folder.glob("step-*") if path.is_dir())
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint of a step."""
@@ -77,7 +77,7 @@ class CheckpointStore:
         """
         step, best_step = int(snapshot.state["step"]), int(snapshot.state["best_step"])
         target = self.path(step)
-        aside = self.folder / f"{ASIDE}{target.name}"
+        aside = aside_of(target)
         with _explained(target, aside, needed=snapshot.num_bytes()):
             aside.mkdir()
             _write(snapshot, aside)

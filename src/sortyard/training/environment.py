@@ -19,7 +19,7 @@ def describe_environment(*, seed: int, device: str, data_fingerprint: str, comma
         seed: the run's seed.
         device: the device's name, such as "cpu" or "cuda: NVIDIA H100".
         data_fingerprint: digest of the training data.
-        command: the command line, word by word.
+        command: the command line, word by word; of the program only the name is kept.
 
     Returns:
         A flat mapping of JSON values, but for the versions and the machine, which are mappings themselves.
@@ -31,9 +31,15 @@ def describe_environment(*, seed: int, device: str, data_fingerprint: str, comma
         "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "device": device},
         "commit": _commit(),
         "seed": seed,
-        "command": shlex.join(command),
+        "command": shlex.join([_program(command[0]), *command[1:]]),
         "data_fingerprint": data_fingerprint,
     }
+
+
+def _program(path: str) -> str:
+    """Name a program as it is typed: its script's name, or the package's where `python -m` runs `__main__.py`."""
+    script = Path(path)
+    return script.parent.name if script.name == "__main__.py" else script.name.removesuffix(".exe")
 
 
 def _version(package: str) -> str | None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sortyard.durable import replace_bytes
 from sortyard.errors import InputError
-from sortyard.training.files import replace_bytes
 
 
 def plain(value: Any) -> Any:

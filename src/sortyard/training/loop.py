@@ -17,6 +17,7 @@ from sortyard.training.precision import Precision
 from sortyard.training.progress import NoProgress, Progress
 from sortyard.training.recorder import Recorder
 from sortyard.training.run_folder import RunFolder
+from sortyard.training.run_lock import run_lock
 from sortyard.training.schedule import lr_factor
 from sortyard.training.session import Session, prepare_device
 from sortyard.training.state import TrainState
@@ -86,47 +87,49 @@ def train(
         How the run ended; the model holds the exported weights.
 
     Raises:
-        InputError: the options do not fit together, the loss stays non-finite, or files cannot be used.
+        InputError: the options do not fit together, the loss stays non-finite, files cannot be used, or another process
+            is training in the same folder.
         KeyboardInterrupt: Ctrl-C, after a checkpoint.
         SystemExit: SIGTERM, after a checkpoint; its code is 143.
     """
     if (loop.keep_best or loop.early_stopping_patience) and (evaluate is None or best_metric is None):
         raise InputError("keep_best and early_stopping_patience need evaluation data: turn them off, or give some")
     display = progress or NoProgress()
-    session = _open_session(model, loop=loop, optimizer=optimizer, run=run, display=display)
-    was_resumed = session.restore()
-    state, total = session.state, loop.total_steps(source.steps_per_epoch)
-    if state.finished:
-        session.finish(run, keep_best=loop.keep_best)
-        display.message(f"{run.path} finished at step {state.step} ({state.finished}): there is nothing left to do")
-        return _result(state, total=total, was_finished=True)
+    with run_lock(run.path):
+        session = _open_session(model, loop=loop, optimizer=optimizer, run=run, display=display)
+        was_resumed = session.restore()
+        state, total = session.state, loop.total_steps(source.steps_per_epoch)
+        if state.finished:
+            session.finish(run, keep_best=loop.keep_best)
+            display.message(f"{run.path} finished at step {state.step} ({state.finished}): there is nothing left to do")
+            return _result(state, total=total, was_finished=True)
 
-    recorder = _open_recorder(session, run, loop=loop, display=display, steps_per_epoch=source.steps_per_epoch)
-    stepper = Stepper(
-        model,
-        objective=objective,
-        optimizer=session.optimizer,
-        precision=session.precision,
-        max_grad_norm=loop.max_grad_norm,
-        lr=lambda step: optimizer.lr * lr_factor(step, total, schedule),
-        seed=seed,
-    )
-    evaluation = None if evaluate is None else Evaluation(evaluate, best_metric, loop)
-    with _recorded(recorder, state):
-        display.start(total=total, done=state.step)
-        recorder.event("resume" if was_resumed else "start", step=state.step, total_steps=total)
-        for note in session.notes:
-            recorder.warn(note, step=state.step)
-        _run(
-            session,
-            source=source,
-            stepper=stepper,
-            evaluation=evaluation,
-            loop=loop,
-            total=total,
-            recorder=recorder,
+        recorder = _open_recorder(session, run, loop=loop, display=display, steps_per_epoch=source.steps_per_epoch)
+        stepper = Stepper(
+            model,
+            objective=objective,
+            optimizer=session.optimizer,
+            precision=session.precision,
+            max_grad_norm=loop.max_grad_norm,
+            lr=lambda step: optimizer.lr * lr_factor(step, total, schedule),
+            seed=seed,
         )
-    return _result(state, total=total, was_finished=False)
+        evaluation = None if evaluate is None else Evaluation(evaluate, best_metric, loop)
+        with _recorded(recorder, state):
+            display.start(total=total, done=state.step)
+            recorder.event("resume" if was_resumed else "start", step=state.step, total_steps=total)
+            for note in session.notes:
+                recorder.warn(note, step=state.step)
+            _run(
+                session,
+                source=source,
+                stepper=stepper,
+                evaluation=evaluation,
+                loop=loop,
+                total=total,
+                recorder=recorder,
+            )
+        return _result(state, total=total, was_finished=False)
 
 
 def _run(

@@ -5,16 +5,18 @@ Nothing here imports torch, so reports and the command line open a run quickly.
 
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from sortyard.durable import replace_bytes, sync
 from sortyard.errors import InputError
-from sortyard.training.files import replace_bytes, sync
 from sortyard.training.json_lines import append_line, keep_lines, plain, read_lines
 
 
@@ -62,10 +64,14 @@ class RunFolder:
             )
         try:
             run.checkpoints.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"{run.path}: cannot be written ({error.strerror}); choose another folder") from error
+        try:
             run.recipe.write_text(recipe, encoding="utf-8")
             run.environment.write_text(json.dumps(plain(environment), indent=2) + "\n", encoding="utf-8")
             replace_bytes(run.resolved, resolved.encode())
         except OSError as error:
+            shutil.rmtree(run.path, ignore_errors=True)  # it was new or empty: half a run would only be in the way
             raise InputError(f"{run.path}: cannot be written ({error.strerror}); choose another folder") from error
         return run
 
@@ -108,7 +114,7 @@ class RunFolder:
 
     def read_metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl in the order of writing; of one kind, or all."""
-        return [record for record in read_lines(self.metrics) if kind in (None, record["kind"])]
+        return [record for record in read_lines(self.metrics) if kind in (None, record.get("kind"))]
 
     def read_events(self) -> list[dict[str, Any]]:
         """Lines of events.jsonl in the order of writing."""
@@ -125,8 +131,11 @@ class RunFolder:
         """Steps [S] and loads [S, layers, experts] of routing.npz; S is 0 where there is no such file."""
         if not self.routing.is_file():
             return np.zeros(0, dtype=np.int64), np.zeros((0, 0, 0), dtype=np.float32)
-        with np.load(self.routing, allow_pickle=False) as content:
-            return content["steps"], content["loads"]
+        try:
+            with self.routing.open("rb") as file, np.load(file, allow_pickle=False) as content:
+                return content["steps"], content["loads"]
+        except (ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise InputError(f"{self.routing}: is damaged; remove it to go on without the routing so far") from error
 
     def sync(self) -> None:
         """Make every record so far durable; done before each checkpoint, so that none is newer than the records."""
@@ -142,7 +151,13 @@ class RunFolder:
 
     def cut_after(self, step: int) -> None:
         """Forget metrics and routing after a step, which a resumed run writes anew; events stay, as they happened."""
-        keep_lines(self.metrics, lambda record: record["step"] <= step)
+
+        def is_past(record: dict[str, Any]) -> bool:
+            if not isinstance(record.get("step"), int):
+                raise InputError(f"{self.metrics}: a line has no step: {json.dumps(record)[:80]}; remove that line")
+            return bool(record["step"] <= step)
+
+        keep_lines(self.metrics, is_past)
         steps, loads = self.read_routing()
         kept = steps <= step
         self._routing_steps, self._routing_loads = steps[kept].tolist(), list(loads[kept])

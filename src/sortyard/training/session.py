@@ -97,6 +97,6 @@ class Session:
             snapshot = self.store.load(best)
             if snapshot is not None:
                 load_model_tensors(self.model, snapshot.weights)
-        if not any(record["event"] == "finish" for record in run.read_events()):
+        if not any(record.get("event") == "finish" for record in run.read_events()):
             export_model(self.model, run.model)
             run.append_event("finish", step=self.state.step, reason=self.state.finished)

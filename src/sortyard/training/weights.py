@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sortyard.durable import sync
 from sortyard.errors import InputError
-from sortyard.training.files import sync
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

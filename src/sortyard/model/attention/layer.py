@@ -1,7 +1,7 @@
 """Projections around an attention core."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sortyard.model.attention.bucket import BucketCore
@@ -41,6 +41,7 @@ class SelfAttention(nn.Module):
         *,
         segments: Segments,
         positions: Int[Tensor, "B T"],
+        global_tokens: Bool[Tensor, "B T"] | None = None,
         output_attentions: bool = False,
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T T"] | None]:
         """Attend within each sequence.
@@ -49,6 +50,7 @@ class SelfAttention(nn.Module):
             hidden: token states.
             segments: which positions form one sequence.
             positions: place of each token, for rotary positions.
+            global_tokens: tokens that every query of their sequence reads (bucket layers).
             output_attentions: compute through materialised weights, the slow reference path, and return them.
 
         Returns:
@@ -57,10 +59,11 @@ class SelfAttention(nn.Module):
         q, k, v = self.projections(hidden, positions)
         weights = None
         if output_attentions:
-            weights = self.core.weights(q, k, segments=segments).to(v.dtype)
+            weights = self.core.weights(q, k, segments=segments, global_tokens=global_tokens).to(v.dtype)
             mixed = torch.dropout(weights, self.dropout_prob, self.training) @ v
         else:
-            mixed = self.core(q, k, v, segments=segments, dropout_p=self.dropout_prob if self.training else 0.0)
+            dropout_p = self.dropout_prob if self.training else 0.0
+            mixed = self.core(q, k, v, segments=segments, dropout_p=dropout_p, global_tokens=global_tokens)
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), weights
 
     def projections(

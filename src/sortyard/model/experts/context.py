@@ -107,7 +107,8 @@ def _scan_real(
 ) -> tuple[Float[Tensor, "real D"], Tensor]:
     values = _real(_precise(hidden), segments)
     positions = segments.positions.flatten().index_select(0, segments.token_index)
-    return segment_scan(values, ids=_sequence_of_token(segments), positions=positions, decay=decay), positions
+    with torch.autocast(hidden.device.type, enabled=False):
+        return segment_scan(values, ids=_sequence_of_token(segments), positions=positions, decay=decay), positions
 
 
 def _precise(hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:

@@ -61,13 +61,13 @@ def bucket_attention(
         cu_seqlens=cu_seqlens,
         device=q.device,
     )
-    if choose_backend(backend) == "reference":
-        return attend_relation(
-            q, k, v, reference_relation(q, k, spec, segments=segments, causal=causal, global_tokens=global_tokens)
-        )
-    if all(resolve_shape(spec, length, causal) is None for length in segments.lengths):
-        return dense_attention(q, k, v, segments=segments, causal=causal, dropout_p=dropout_p)
+    chosen = choose_backend(backend)
     with torch.autocast(q.device.type, enabled=False):
+        if chosen == "reference":
+            relation = reference_relation(q, k, spec, segments=segments, causal=causal, global_tokens=global_tokens)
+            return attend_relation(q, k, v, relation)
+        if all(resolve_shape(spec, length, causal) is None for length in segments.lengths):
+            return dense_attention(q, k, v, segments=segments, causal=causal, dropout_p=dropout_p)
         groups = make_groups(segments, spec, causal=causal, global_tokens=global_tokens)
         outputs = []
         for group in groups:

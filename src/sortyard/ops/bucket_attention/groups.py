@@ -66,7 +66,13 @@ def make_groups(
 
     Yields:
         The groups, in order of their first sequence.
+
+    Raises:
+        ValueError: global tokens of another shape.
     """
+    expected = (segments.batch_size, segments.length)
+    if global_tokens is not None and tuple(global_tokens.shape) != expected:
+        raise ValueError(f"global_tokens has shape {tuple(global_tokens.shape)}; it must be [B, T] = {expected}")
     members: dict[tuple[TreeShape | RoundsShape | None, int], list[int]] = {}
     for number, length in enumerate(segments.lengths):
         shape = resolve_shape(spec, length, causal)

@@ -52,10 +52,11 @@ def bucket_relation(
         cu_seqlens=cu_seqlens,
         device=q.device,
     )
-    if choose_backend(backend) == "reference":
-        return reference_relation(q, k, spec, segments=segments, causal=causal, global_tokens=global_tokens)
+    chosen = choose_backend(backend)
     parts: dict[int, SequenceRelation] = {}
     with torch.autocast(q.device.type, enabled=False):
+        if chosen == "reference":
+            return reference_relation(q, k, spec, segments=segments, causal=causal, global_tokens=global_tokens)
         for group in make_groups(segments, spec, causal=causal, global_tokens=global_tokens):
             parts |= group_relation(group.gather(q), group.gather(k), spec, group=group, causal=causal)
     return assemble_relation(segments, parts, heads=q.shape[1], multiset=spec.multiset)

@@ -38,6 +38,7 @@ class BucketSpec:
         local_window: Half-width w of the exact window |i - j| <= w in positions; 0 keeps the token itself.
         num_global_tokens: First tokens of a sequence that every query reads exactly.
         target_sparsity: Share of pairs to leave out, in (0, 1); replaces near_buckets (tree) or bucket_size (rounds).
+            A sequence whose window, global tokens and one bucket already hold more gets the sparsest that is possible.
         num_buckets: A number of buckets that does not follow the length, at least 1 (tree: a power of two).
         dense_up_to: Sequences of at most this many tokens get dense attention.
         seed: Seed of every direction and projection.

@@ -1,11 +1,12 @@
 """Materialised attention weights [B, H, T, T]: for looking at, and for models asked to return them."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sortyard.ops.bucket_attention.dense import visible_pairs
 from sortyard.ops.bucket_attention.relation import bucket_relation
+from sortyard.ops.bucket_attention.relation_value import BucketRelation
 from sortyard.ops.bucket_attention.spec import BucketSpec
 from sortyard.ops.segments import Segments
 
@@ -32,7 +33,8 @@ def dense_weights(
     """
     visible = visible_pairs(segments, causal=causal, window=window)[:, None]
     wide = torch.promote_types(q.dtype, torch.float32)
-    logits = q.to(wide) @ k.to(wide).transpose(-1, -2) * q.shape[-1] ** -0.5
+    with torch.autocast(q.device.type, enabled=False):
+        logits = q.to(wide) @ k.to(wide).transpose(-1, -2) * q.shape[-1] ** -0.5
     return _softmax(logits.masked_fill(~visible, -torch.inf))
 
 
@@ -43,6 +45,7 @@ def bucket_weights(
     *,
     segments: Segments,
     causal: bool = False,
+    global_tokens: Bool[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B H T T"]:
     """Token-to-token weights of bucket attention, computed densely from the relation.
 
@@ -55,11 +58,19 @@ def bucket_weights(
         spec: The settings.
         segments: The sequences of the batch.
         causal: Whether a query sees only keys at or before it.
+        global_tokens: Tokens that every query of their sequence reads, besides the first ones.
 
     Returns:
         Weights, in float32 or wider; rows of pads are zero.
     """
-    relation = bucket_relation(q, k, spec, causal=causal, segments=segments)
+    relation = bucket_relation(q, k, spec, causal=causal, segments=segments, global_tokens=global_tokens)
+    with torch.autocast(q.device.type, enabled=False):
+        return _relation_weights(q, k, relation)
+
+
+def _relation_weights(
+    q: Float[Tensor, "B H T K"], k: Float[Tensor, "B H T K"], relation: BucketRelation
+) -> Float[Tensor, "B H T T"]:
     wide = torch.promote_types(q.dtype, torch.float32)
     q, k = q.to(wide), k.to(wide)
     scale = q.shape[-1] ** -0.5

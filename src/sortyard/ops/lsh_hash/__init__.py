@@ -38,7 +38,7 @@ def lsh_codes(
     wide = x.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     if real is None:
         real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         if spec.hash in hashes.CENTRED:
             wide = _centre(wide, real, causal=causal)
         if spec.hash == "kmeans":

@@ -3,6 +3,13 @@
 import os
 from pathlib import Path
 
+ASIDE = ".aside-"  # how the names of unfinished files and folders begin
+
+
+def aside_of(path: Path) -> Path:
+    """Return where a file or folder is written before it gets its name."""
+    return path.with_name(f"{ASIDE}{path.name}")
+
 
 def sync(path: Path) -> None:
     """Make a file or folder durable: a rename is safe only after what it names, and its folder, are on disk."""
@@ -13,6 +20,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def publish(path: Path) -> None:
+    """Give the finished file `aside_of(path)` its name, replacing what had it."""
+    aside = aside_of(path)
+    sync(aside)
+    aside.replace(path)
+    sync(path.parent)
+
+
 def replace_bytes(path: Path, content: bytes) -> None:
     """Give a file new content by writing aside and renaming.
 
@@ -20,8 +35,5 @@ def replace_bytes(path: Path, content: bytes) -> None:
         path: the file to create or replace; its folder must exist.
         content: everything it shall hold.
     """
-    aside = path.with_name(f".aside-{path.name}")
-    aside.write_bytes(content)
-    sync(aside)
-    aside.replace(path)
-    sync(path.parent)
+    aside_of(path).write_bytes(content)
+    publish(path)
