@@ -21,7 +21,7 @@ class OneLayer(nn.Module):
         options = ExpertOptions(moe_intermediate_size=12)
         self.layer = ExpertLayer(options, hidden_size=6, hidden_act="gelu", gated=False, bias=False)
 
-    def forward(self, hidden: torch.Tensor) -> SimpleNamespace:
+    def forward(self, hidden: torch.Tensor, *, output_statistics: bool = True) -> SimpleNamespace:
         _, record = self.layer(hidden, segments=make_segments(*hidden.shape[:2], device="cpu"))
         return SimpleNamespace(expert_loads=record.loads[None])
 

@@ -76,7 +76,7 @@ def test_hidden_states_and_router_logits_come_on_request(config, ids):
 
 
 def test_loads_count_real_tokens_only(config, ids, mask):
-    outputs = build(SortyardModel, config)(ids, mask)
+    outputs = build(SortyardModel, config)(ids, mask, output_statistics=True)
     layers = sum(config.has_experts(layer) for layer in range(2))
     if not layers:
         assert outputs.expert_loads is None
@@ -219,7 +219,7 @@ def test_question_answering_ignores_answers_outside(ids):
 def test_expert_bias_moves_only_when_told(ids):
     model = build(SortyardModel, tiny_config(bias_update_rate=0.1))
     state = copy.deepcopy(model.state_dict())
-    outputs = model(ids)
+    outputs = model(ids, output_statistics=True)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     model.update_expert_bias(outputs.expert_loads)
     changed = [k for k, v in model.state_dict().items() if not torch.equal(v, state[k])]
@@ -229,9 +229,9 @@ def test_expert_bias_moves_only_when_told(ids):
 
 def test_sparsity_is_reported(ids):
     model = build(SortyardModel, tiny_config())
-    assert 0 < model(ids).sparsity < 1
-    assert model(ids[:, :8]).sparsity == 0
-    assert build(SortyardModel, tiny_config(attention="dense"))(ids).sparsity is None
+    assert 0 < model(ids, output_statistics=True).sparsity < 1
+    assert model(ids[:, :8], output_statistics=True).sparsity == 0
+    assert build(SortyardModel, tiny_config(attention="dense"))(ids, output_statistics=True).sparsity is None
 
 
 @pytest.mark.parametrize(
@@ -285,3 +285,13 @@ def test_weights_depend_on_the_seed_alone():
     assert not torch.equal(first["head.dense.weight"], other["head.dense.weight"])
     with pytest.raises(ValueError, match="head 'lm' is unknown"):
         build_model(ModelOptions(), head="lm", vocab_size=50, tokenizer_ids={}, seed=0)
+
+
+def test_statistics_of_the_batch_come_only_when_they_are_wanted(ids):
+    model = build(SortyardForSequenceClassification, tiny_config(num_labels=3))
+    assert set(model(ids).keys()) == {"logits"}
+    assert set(model.model(ids).keys()) == {"last_hidden_state"}
+    wanted = {"aux_loss", "expert_loads", "sparsity"}
+    assert wanted <= model(ids, output_router_logits=True).keys()
+    assert wanted <= model(ids, labels=torch.tensor([0, 1])).keys()
+    assert wanted <= model.train()(ids).keys()

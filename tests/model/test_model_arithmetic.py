@@ -17,11 +17,11 @@ def build(cls, **changes):
 
 def test_the_balance_loss_is_the_mean_over_expert_layers(ids):
     model = build(SortyardModel, num_hidden_layers=3, expert_layers=[True, False, True], balance_coef=1.0)
-    loads = model(ids).expert_loads
+    loads = model(ids, output_statistics=True).expert_loads
     shares = loads / loads.sum(-1, keepdim=True)
     expected = (4 * (shares - 1 / 4).square().sum(-1)).mean()
     assert expected > 0
-    torch.testing.assert_close(model(ids).aux_loss, expected.double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(model(ids, output_statistics=True).aux_loss, expected.double(), rtol=1e-6, atol=0)
 
 
 def test_balance_grows_with_the_share_of_targets_up_to_the_whole(ids):
@@ -95,5 +95,5 @@ def test_reported_sparsity_is_the_mean_share_of_pairs_left_out(ids):
     mask[1, 30:] = 0
     spec = model.config.options().to_spec()
     kept = sum(n * n * (1 - expected_sparsity(spec, n, False)) for n in (40, 30))
-    assert model(ids, mask).sparsity == pytest.approx(1 - kept / (40**2 + 30**2))
-    assert model(ids, torch.zeros_like(mask)).sparsity == 0.0
+    assert model(ids, mask, output_statistics=True).sparsity == pytest.approx(1 - kept / (40**2 + 30**2))
+    assert model(ids, torch.zeros_like(mask), output_statistics=True).sparsity == 0.0

@@ -209,7 +209,7 @@ def collect_loads(model: nn.Module, batches: Batches) -> FloatArray:
     total: FloatArray | None = None
     with _evaluating(model):
         for batch in batches:
-            loads = model(**batch).expert_loads
+            loads = model(**batch, output_statistics=True).expert_loads
             if loads is None:
                 raise ValueError("the model has no expert layers (num_experts=1); there is no routing to evaluate")
             counted = loads.double().cpu().numpy()

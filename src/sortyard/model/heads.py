@@ -32,6 +32,17 @@ class PredictionHead(nn.Module):
         return out
 
 
+def _encode(
+    model: SortyardModel, input_ids: Tensor | None, attention_mask: Tensor | None, *, has_labels: bool, **kwargs: Any
+) -> tuple[SortyardModelOutput, Tensor]:
+    """Run the encoder, for its output and states; a loss needs its balance part in evaluation mode too."""
+    if has_labels:
+        kwargs.setdefault("output_statistics", True)
+    outputs: SortyardModelOutput = model(input_ids, attention_mask, **kwargs)
+    assert outputs.last_hidden_state is not None
+    return outputs, outputs.last_hidden_state
+
+
 def _head_output(
     outputs: SortyardModelOutput, logits: Tensor, loss: TargetLoss | None, num_items_in_batch: int | Tensor | None
 ) -> SortyardHeadOutput:
@@ -91,8 +102,7 @@ class SortyardForMaskedLM(_LanguageModel):
         Returns:
             Loss and logits; with labels and `config.sparse_prediction` the logits of the targets only [N, V].
         """
-        outputs = self.model(input_ids, attention_mask, **kwargs)
-        hidden = outputs.last_hidden_state
+        outputs, hidden = _encode(self.model, input_ids, attention_mask, has_labels=labels is not None, **kwargs)
         if labels is None:
             return _head_output(outputs, self.decoder(self.head(hidden)), None, None)
         if self.config.sparse_prediction:
@@ -134,8 +144,8 @@ class SortyardForCausalLM(_LanguageModel, GenerationMixin):
             Loss and logits [B, T, V].
         """
         kwargs.pop("past_key_values", None)
-        outputs = self.model(input_ids, attention_mask, **kwargs)
-        logits = self.decoder(self.head(outputs.last_hidden_state[:, -logits_to_keep:]))
+        outputs, hidden = _encode(self.model, input_ids, attention_mask, has_labels=labels is not None, **kwargs)
+        logits = self.decoder(self.head(hidden[:, -logits_to_keep:]))
         loss = None
         if labels is not None:
             loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
@@ -184,8 +194,8 @@ class SortyardForSequenceClassification(SortyardPreTrainedModel):
         Returns:
             Loss and logits [B, num_labels].
         """
-        outputs = self.model(input_ids, attention_mask, **kwargs)
-        pooled = self.head(_pool(outputs.last_hidden_state, attention_mask, self.config.classifier_pooling))
+        outputs, hidden = _encode(self.model, input_ids, attention_mask, has_labels=labels is not None, **kwargs)
+        pooled = self.head(_pool(hidden, attention_mask, self.config.classifier_pooling))
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else sequence_loss(logits, labels, self._problem_type(labels))
         return _head_output(outputs, logits, loss, num_items_in_batch)
@@ -230,8 +240,8 @@ class SortyardForTokenClassification(SortyardPreTrainedModel):
         Returns:
             Loss and logits [B, T, num_labels].
         """
-        outputs = self.model(input_ids, attention_mask, **kwargs)
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        outputs, hidden = _encode(self.model, input_ids, attention_mask, has_labels=labels is not None, **kwargs)
+        logits = self.classifier(self.dropout(hidden))
         loss = None if labels is None else cross_entropy(logits.flatten(0, 1), labels.flatten())
         return _head_output(outputs, logits, loss, num_items_in_batch)
 
@@ -268,8 +278,10 @@ class SortyardForQuestionAnswering(SortyardPreTrainedModel):
         Returns:
             Loss (mean of start and end) and two logits [B, T].
         """
-        outputs = self.model(input_ids, attention_mask, **kwargs)
-        start, end = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        outputs, hidden = _encode(
+            self.model, input_ids, attention_mask, has_labels=start_positions is not None, **kwargs
+        )
+        start, end = self.qa_outputs(hidden).unbind(dim=-1)
         total, task, balance = None, None, outputs.aux_loss
         if start_positions is not None and end_positions is not None:
             losses = [

@@ -91,6 +91,7 @@ class SortyardModel(SortyardPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
+        output_statistics: bool | None = None,
         **kwargs: Any,  # noqa: ARG002 - transformers' callers pass on what concerns their own heads
     ) -> SortyardModelOutput:
         """Encode a batch.
@@ -108,6 +109,8 @@ class SortyardModel(SortyardPreTrainedModel):
             output_attentions: return token-to-token weights; the slow reference path.
             output_hidden_states: return the states before each block and after the last.
             output_router_logits: return the gate scores of each expert layer.
+            output_statistics: return balance loss, loads and sparsity; when left out, in training mode and with
+                `output_router_logits`. They are values of the whole batch, which pipelines cannot split by row.
             **kwargs: ignored.
 
         Returns:
@@ -132,19 +135,17 @@ class SortyardModel(SortyardPreTrainedModel):
             global_tokens=None if global_tokens is None else global_tokens.bool(),
             output_attentions=attentions,
         )
-        router_logits = tuple(record.scores for record in trace.routing)
+        scores = _flag(output_router_logits, getattr(self.config, "output_router_logits", False))
+        statistics = _flag(output_statistics, self.training or scores)
+        states = _flag(output_hidden_states, self.config.output_hidden_states)
         return SortyardModelOutput(
             last_hidden_state=hidden,
-            hidden_states=tuple(trace.hidden_states)
-            if _flag(output_hidden_states, self.config.output_hidden_states)
-            else None,
+            hidden_states=tuple(trace.hidden_states) if states else None,
             attentions=tuple(trace.attentions) if attentions else None,
-            router_logits=router_logits
-            if _flag(output_router_logits, getattr(self.config, "output_router_logits", False))
-            else None,
-            aux_loss=trace.aux_loss,
-            expert_loads=trace.expert_loads,
-            sparsity=self.encoder.sparsity(segments),
+            router_logits=tuple(record.scores for record in trace.routing) if scores else None,
+            aux_loss=trace.aux_loss if statistics else None,
+            expert_loads=trace.expert_loads if statistics else None,
+            sparsity=self.encoder.sparsity(segments) if statistics else None,
         )
 
 

@@ -19,6 +19,8 @@ class SortyardModelOutput(ModelOutput):
         aux_loss: balance loss, mean over expert layers, already times `balance_coef`; None without experts.
         expert_loads: routed copies per expert [L, E], padding excluded, detached; None without experts.
         sparsity: share of the query-key pairs that the bucket layers do not compute (summaries count as keys).
+
+    The last three come in training mode, with `output_router_logits` or with `output_statistics`.
     """
 
     last_hidden_state: Tensor | None = None
@@ -39,7 +41,7 @@ class SortyardHeadOutput(ModelOutput):
         logits: scores; for masked LM with labels and `sparse_prediction`, of the target positions only [N, V].
         task_loss: sum over targets divided by `num_items_in_batch`, or by their number here.
         aux_loss, expert_loads, router_logits, hidden_states, attentions, sparsity: as in `SortyardModelOutput`;
-            `aux_loss` is weighted by the same share.
+            `aux_loss` is weighted by the same share. Without labels the last ones come as in `SortyardModelOutput`.
     """
 
     loss: Tensor | None = None

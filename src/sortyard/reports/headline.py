@@ -55,8 +55,13 @@ def _facts(data: RunData) -> Iterable[Fact]:
         yield Fact("Training time", duration(seconds), f"{tokens / seconds:,.0f} tokens/s" if tokens else "")
     if memory := max((record.get("memory_bytes") or 0 for phase in data.phases for record in phase.train), default=0):
         yield Fact("Peak memory", size(memory))
-    if (sparsity := final.last.get("sparsity")) is not None:
-        yield Fact("Attention sparsity", f"{sparsity:.0%}", "pairs not computed, at the end")
+    sparsities = [
+        (last["sparsity"], phase) for last, phase in zip(lasts, data.phases, strict=True) if "sparsity" in last
+    ]
+    if sparsities:
+        sparsity, phase = max(sparsities, key=lambda pair: pair[0] or 0.0)
+        where = f", {_kind(phase).removesuffix(' run').lower()}" if len(data.phases) > 1 else ""
+        yield Fact("Attention sparsity", f"{sparsity or 0.0:.0%}", f"pairs not computed{where}")
     machine = final.environment.get("machine") or {}
     if machine.get("device"):
         yield Fact("Device", str(machine["device"]), _processor(machine))

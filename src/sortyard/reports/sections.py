@@ -166,7 +166,7 @@ def _samples(predictions: Sequence[Record]) -> Iterable[Samples]:
         yield _sample_table(f"Wrong, and surest of it ({len(wrong):,} wrong in all)", wrong[:NUM_SAMPLES])
     if right:
         every = max(1, len(right) // NUM_SAMPLES)
-        yield _sample_table(f"Right (every {every:,}th of {len(right):,})", right[::every][:NUM_SAMPLES])
+        yield _sample_table(f"Right ({len(right):,} right in all)", right[::every][:NUM_SAMPLES])
 
 
 def _sample_table(title: str, rows: Sequence[Record]) -> Samples:
