@@ -28,6 +28,8 @@ class Plan:
         steps: Optimizer steps; None where they depend on the amount of data.
         epochs: Passes over the data; None where steps are set.
         tokens: At most, over all steps; None where the steps are.
+        sparsity: Share of query-key pairs that attention leaves out of one sequence of that length; None for a model of
+            another library.
     """
 
     phase: Literal["pretrain", "finetune"]
@@ -40,6 +42,7 @@ class Plan:
     steps: int | None
     epochs: float | None
     tokens: int | None
+    sparsity: float | None
 
     def record(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
@@ -51,12 +54,16 @@ class Plan:
         step = f"{self.samples_per_step:,} sequences = {count} x {size:,} of {self.sequence_length:,} tokens"
         length = f"{self.steps:,} steps" if self.steps is not None else f"{self.epochs:g} epochs over the data"
         tokens = f", at most {self.tokens:,} tokens" if self.tokens is not None else ""
+        sparsity = (
+            "" if self.sparsity is None else f"\n  sparsity    {self.sparsity:.0%} of an unbroken sequence's pairs"
+        )
         return (
             f"{self.phase}\n"
             f"  parameters  {self.parameters:,} total, {self.active_parameters:,} active\n"
             f"  step        {step}\n"
             f"  length      {length}{tokens}\n"
             f"  memory      about {self.memory_bytes / GIB:.2f} GiB, and the libraries' own on top"
+            f"{sparsity}"
         )
 
 
@@ -127,4 +134,14 @@ def _plan(
         steps=loop.steps,
         epochs=loop.epochs,
         tokens=None if loop.steps is None else loop.steps * samples * length,
+        sparsity=_sparsity(model, length=length),
     )
+
+
+def _sparsity(model: Any, *, length: int) -> float | None:
+    from sortyard.ops import expected_sparsity
+
+    config = model.config
+    if getattr(config, "model_type", "") != "sortyard":
+        return None
+    return expected_sparsity(config.options().to_spec(), length, config.causal) if config.attention == "bucket" else 0.0

@@ -16,7 +16,7 @@ class EncoderOptions(Options):
     num_hidden_layers: int = Field(4, ge=1, le=256, description="number of blocks")
     num_attention_heads: int = Field(4, ge=1, le=256, description="attention heads; must divide hidden_size")
     intermediate_size: int = Field(1024, ge=8, le=131_072, description="inner width of a dense feed-forward layer")
-    hidden_act: Literal["gelu", "gelu_new", "relu", "silu", "tanh"] = Field(
+    hidden_act: Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"] = Field(
         "gelu", description="activation of the feed-forward layers"
     )
     gated_ffn: bool = Field(True, description="gated feed-forward (GeGLU, SwiGLU) instead of a plain one")

@@ -51,3 +51,16 @@ def test_causal_contexts_are_accepted(context):
 def test_options_load_without_torch():
     code = "import sys, sortyard.model.experts.options; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate"),
+    [
+        ({}, 0.0),
+        ({"num_experts": 32}, 0.001),
+        ({"num_experts": 64, "bias_update_rate": 0.0}, 0.0),
+        ({"num_experts": 64, "router": "token_hash"}, 0.0),
+    ],
+)
+def test_many_experts_get_the_selection_bias_unless_told_otherwise(settings, rate):
+    assert ExpertOptions(**settings).bias_update_rate == rate

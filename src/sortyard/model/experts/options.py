@@ -1,11 +1,13 @@
 """The settings of routed experts; free of torch so that recipes can be checked without loading it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from sortyard.options import Options
 
+MANY_EXPERTS = 32
+MANY_EXPERTS_BIAS_RATE = 0.001
 CAUSAL_CONTEXTS = ("running_mean", "ema", "none")
 
 
@@ -46,9 +48,19 @@ class ExpertOptions(Options):
         default=0.0,
         ge=0.0,
         le=1.0,
-        description="step of the loss-free selection bias; 0 = off, 0.001 to 0.01 is advisable from 32 experts on",
+        description="step of the loss-free selection bias; 0 = off; 0.001 from 32 experts on unless it is set",
     )
     router_seed: int = Field(default=0, ge=0, lt=2**31, description="seed of the control routers' fixed choices")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bias_for_many_experts(cls, data: Any) -> Any:
+        """From 32 experts on, turn the selection bias on unless a rate is given: balance losses leave many idle."""
+        if not isinstance(data, dict) or "bias_update_rate" in data or data.get("router") == "token_hash":
+            return data
+        num_experts = data.get("num_experts")
+        is_many = isinstance(num_experts, int) and num_experts >= MANY_EXPERTS
+        return data | {"bias_update_rate": MANY_EXPERTS_BIAS_RATE} if is_many else data
 
     @model_validator(mode="after")
     def _check_choice(self) -> "ExpertOptions":
