@@ -32,9 +32,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     threads = parser.parse_args().threads
     torch.set_num_threads(threads)
-    environment = dict(describe_environment(seed=SEED, device="cpu", data_fingerprint="", command=[]))
+    environment = describe_environment(seed=SEED, device="cpu", data_fingerprint="", command=["attention_speed.py"])
     found = {
-        "what": "seconds of dense SDPA over seconds of bucket attention, forward and backward, float32; above 1 = faster",
+        "what": "seconds of dense SDPA over those of bucket attention, forward and backward, float32; above 1 = faster",
         "script": "benchmarks/attention_speed.py",
         "date": datetime.now(UTC).date().isoformat(),
         "threads": threads,
