@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from torch import Tensor
 
 from sortyard.model.attention.options import AttentionOptions
 from sortyard.ops import BucketSpec, lsh_codes, make_segments
@@ -85,7 +86,9 @@ def test_bad_options_are_refused(fields: dict[str, object]) -> None:
 
 
 def test_options_become_the_same_specification() -> None:
-    assert AttentionOptions().to_spec() == BucketSpec()
+    assert AttentionOptions(dense_up_to=64).to_spec() == BucketSpec()
+    changed = AttentionOptions(dense_up_to=64, tree_split="keys", tree_score="mean").to_spec()
+    assert changed == BucketSpec(split="keys", score="mean")
     options = AttentionOptions(selection="rounds", hash="e2lsh", num_buckets=12, multiset=True, bucket_seed=7)
     assert options.to_spec() == BucketSpec(selection="rounds", hash="e2lsh", num_buckets=12, multiset=True, seed=7)
 
@@ -167,12 +170,17 @@ def test_gather_rows_gradient_sums_repeats_in_float32() -> None:
     assert half.grad[0, 0, 0].tolist() == [1000.0] * 4
 
 
+def gray_codes(x: Tensor, *, seed: int, round_index: int) -> Tensor:
+    planes = hashes.gray_projections(x.shape[-1], seed=seed, rounds=range(round_index + 1)).to(x)
+    return hashes.gray_codes(x @ planes)[..., round_index]
+
+
 @pytest.mark.parametrize("round_index", [0, 3])
 def test_codes_equal_the_plain_loops(round_index: int) -> None:
     x = torch.randn(60, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     seeds = {"seed": 2, "round_index": round_index}
     pairs = (
-        (hashes.gray_codes, reference.gray_code, {}),
+        (gray_codes, reference.gray_code, {}),
         (hashes.cross_polytope_codes, reference.cross_polytope_code, {}),
         (hashes.e2lsh_codes, reference.e2lsh_code, {}),
         (hashes.sign_sum_codes, reference.sign_sum_code, {"num_buckets": 10}),

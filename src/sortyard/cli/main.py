@@ -13,6 +13,7 @@ import typer
 
 import sortyard
 from sortyard.cli import (
+    bench,
     config,
     data,
     demo,
@@ -55,6 +56,7 @@ app.command("resume", rich_help_panel=TRAIN)(resume.resume)
 app.command("eval", rich_help_panel=USE)(evaluate.evaluate)
 app.command("predict", rich_help_panel=USE)(predict.predict)
 app.command("report", rich_help_panel=USE)(report.report)
+app.add_typer(bench.app, name="bench", rich_help_panel=USE)
 app.add_typer(config.app, name="config", rich_help_panel=DATA)
 app.add_typer(data.app, name="data", rich_help_panel=DATA)
 

@@ -104,7 +104,7 @@ def capture_bucket_inputs(model: nn.Module, *, batch: Mapping[str, Tensor]) -> l
 def bucket_maps(inputs: LayerInputs) -> BucketMaps:
     """Compare one layer's bucket attention on a batch's first sequence with dense attention over the same values."""
     q, k, v = (tensor[:1].float() for tensor in (inputs.q, inputs.k, inputs.v))
-    spec, causal = inputs.core.spec, inputs.core.causal
+    spec, causal = inputs.core.spec_on(q.device), inputs.core.causal
     relation = bucket_relation(q, k, spec, causal=causal)
     exact = relation.near[0]  # [H, T, T]
     summarised = _summarised(relation.counts[0], members=relation.members[0], exact=exact, causal=causal)

@@ -172,7 +172,7 @@ def _keys_per_query(config: Any, *, kind: str, length: int) -> float:
 
 def _attention_flops(config: Any, *, kind: str, length: int) -> float:
     reading: float = 2 * FLOPS_PER_MAC * _keys_per_query(config, kind=kind, length=length) * config.hidden_size
-    chooses = kind == "bucket" and length > config.dense_up_to
+    chooses = kind == "bucket" and length > config.options().to_spec().dense_up_to
     if not chooses:
         return reading
     return reading + _selection_flops(config.options().to_spec(), width=config.hidden_size, length=length)

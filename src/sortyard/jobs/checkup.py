@@ -43,7 +43,14 @@ def examine(folder: Path) -> Iterator[Finding]:
     """
     yield _python()
     yield from _packages()
-    checks: tuple[Callable[[], Finding], ...] = (_torchvision, _transformers_models, _device, _threads, _memory)
+    checks: tuple[Callable[[], Finding], ...] = (
+        _torchvision,
+        _transformers_models,
+        _device,
+        _attention,
+        _threads,
+        _memory,
+    )
     for check in checks:
         yield check()
     yield _disk(folder)
@@ -126,6 +133,23 @@ def _has_bf16_instructions() -> bool:
     except OSError:
         return False
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
+def _attention() -> Finding:
+    """Which backend bucket attention takes; builds the compiled kernels if they are not there yet."""
+    import torch
+
+    from sortyard.ops.bucket_attention import choose_backend
+    from sortyard.ops.bucket_attention.compiled import why_not
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        backend = choose_backend(device=device)
+    except ValueError as error:
+        return Finding("attention", "blocking", str(error), "unset SORTYARD_BACKEND, or set it to cpu")
+    if device == "cpu" and backend == "cpu" and why_not() is not None:
+        return Finding("attention", "note", f"plain torch: {why_not()}", "a C++ compiler makes it several times faster")
+    return Finding("attention", "ok", f"backend {backend!r}")
 
 
 def _threads() -> Finding:

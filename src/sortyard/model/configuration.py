@@ -78,6 +78,8 @@ class SortyardConfig(PreTrainedConfig):
     near_buckets: int = 4
     beam: int = 8
     power_steps: int = 1
+    tree_split: Literal["queries", "keys"] = "queries"
+    tree_score: Literal["spread", "mean"] = "spread"
     hash: str = "gray"
     num_hash_rounds: int = 2
     multiset: bool = False
@@ -85,7 +87,7 @@ class SortyardConfig(PreTrainedConfig):
     num_global_tokens: int = 1
     target_sparsity: float | None = None
     num_buckets: int | None = None
-    dense_up_to: int = 64
+    dense_up_to: int | None = None
     bucket_seed: int = 0
 
     num_experts: int = 8

@@ -1,19 +1,25 @@
 """The bucket core: exact near keys, summaries of far ones."""
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sortyard.model.attention.options import AttentionOptions
 from sortyard.ops.bucket_attention import BucketSpec, bucket_attention, bucket_weights, expected_sparsity
 from sortyard.ops.segments import Segments
 
 
 class BucketCore(nn.Module):
-    """Bucket attention with the settings of one `BucketSpec`."""
+    """Bucket attention, or dense attention where that is faster or asked for."""
 
-    def __init__(self, spec: BucketSpec, *, causal: bool) -> None:
+    def __init__(self, options: AttentionOptions, *, causal: bool) -> None:
         super().__init__()
-        self.spec = spec
         self.causal = causal
+        self._specs = {device: options.to_spec(device=device) for device in ("cpu", "cuda")}
+
+    def spec_on(self, device: torch.device) -> BucketSpec:
+        """The settings on a device."""
+        return self._specs["cpu" if device.type == "cpu" else "cuda"]
 
     def forward(
         self,
@@ -30,7 +36,7 @@ class BucketCore(nn.Module):
             q,
             k,
             v,
-            self.spec,
+            self.spec_on(q.device),
             causal=self.causal,
             segments=segments,
             dropout_p=dropout_p,
@@ -46,10 +52,12 @@ class BucketCore(nn.Module):
         global_tokens: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B H T T"]:
         """Token-to-token weights from the relation, a summary's weight spread over the keys of its branch."""
-        return bucket_weights(q, k, self.spec, causal=self.causal, segments=segments, global_tokens=global_tokens)
+        spec = self.spec_on(q.device)
+        return bucket_weights(q, k, spec, causal=self.causal, segments=segments, global_tokens=global_tokens)
 
     def sparsity(self, segments: Segments) -> float:
         """Share of the batch's query-key pairs that are not computed; 0 for a batch of pads."""
+        spec = self.spec_on(segments.ids.device)
         pairs = sum(n * n for n in segments.lengths)
-        kept = sum(n * n * (1 - expected_sparsity(self.spec, n, causal=self.causal)) for n in segments.lengths)
+        kept = sum(n * n * (1 - expected_sparsity(spec, n, causal=self.causal)) for n in segments.lengths)
         return 1 - kept / pairs if pairs else 0.0

@@ -15,7 +15,7 @@ def make_core(config: SortyardConfig, layer: int) -> BucketCore | DenseCore:
     """The core that a layer's configuration asks for."""
     kind = config.attention_of(layer)
     if kind == "bucket":
-        return BucketCore(config.options().to_spec(), causal=config.causal)
+        return BucketCore(config.options(), causal=config.causal)
     return DenseCore(causal=config.causal, window=config.sliding_window if kind == "sliding" else None)
 
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from sortyard.model.attention.crossover import dense_up_to
 from sortyard.options import Options
 
 if TYPE_CHECKING:
@@ -30,6 +31,14 @@ class AttentionOptions(Options):
     power_steps: int = Field(
         1, ge=0, le=16, description="power iterations per split direction (tree); 0 splits along random directions"
     )
+    tree_split: Literal["queries", "keys"] = Field(
+        "queries",
+        description="what a split follows (tree): the keys' spread as the sequence's queries see it, or as it is",
+    )
+    tree_score: Literal["spread", "mean"] = Field(
+        "spread",
+        description="how branches are ranked (tree): by the mean key's logit, with or without the log of the spread",
+    )
     hash: Literal["gray", "cross_polytope", "e2lsh", "kmeans", "random", "sign_sum"] = Field(
         "gray", description="hash function of a round (rounds); random and sign_sum are controls"
     )
@@ -45,7 +54,12 @@ class AttentionOptions(Options):
     num_buckets: int | None = Field(
         None, ge=1, le=1_048_576, description="fixed number of buckets that does not follow the length (an ablation)"
     )
-    dense_up_to: int = Field(64, ge=0, le=1_048_576, description="sequences of at most this many tokens are dense")
+    dense_up_to: int | None = Field(
+        None,
+        ge=0,
+        le=1_048_576,
+        description="sequences of at most this many tokens are dense; left out, up to where dense is faster (a table)",
+    )
     bucket_seed: int = Field(
         0, ge=0, le=2**31 - 1, description="seed of the tree's directions and the hash projections"
     )
@@ -63,8 +77,12 @@ class AttentionOptions(Options):
             raise ValueError("multiset is true; selection 'tree' meets a pair once only: use selection 'rounds'")
         return self
 
-    def to_spec(self) -> BucketSpec:
-        """The same settings as the value that the attention operation takes."""
+    def to_spec(self, *, device: str = "cpu") -> BucketSpec:
+        """The same settings as the value that the attention operation takes.
+
+        Args:
+            device: Type of the device, which decides `dense_up_to` if that was left out.
+        """
         from sortyard.ops.bucket_attention.spec import BucketSpec
 
         return BucketSpec(
@@ -74,6 +92,8 @@ class AttentionOptions(Options):
             near_buckets=self.near_buckets,
             beam=self.beam,
             power_steps=self.power_steps,
+            split=self.tree_split,
+            score=self.tree_score,
             hash=self.hash,
             num_hash_rounds=self.num_hash_rounds,
             multiset=self.multiset,
@@ -81,6 +101,12 @@ class AttentionOptions(Options):
             num_global_tokens=self.num_global_tokens,
             target_sparsity=self.target_sparsity,
             num_buckets=self.num_buckets,
-            dense_up_to=self.dense_up_to,
+            dense_up_to=self._dense_up_to(device),
             seed=self.bucket_seed,
         )
+
+    def _dense_up_to(self, device: str) -> int:
+        if self.dense_up_to is not None:
+            return self.dense_up_to
+        has_own_budget = self.target_sparsity is not None or self.num_buckets is not None
+        return dense_up_to(self.selection, device=device, has_own_budget=has_own_budget)

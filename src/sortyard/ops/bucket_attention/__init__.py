@@ -1,10 +1,13 @@
 """Bucket attention: softmax attention over exact keys nearby and summaries of the rest; README.md derives it."""
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sortyard.ops.bucket_attention.backend import choose_backend
+from sortyard.ops.bucket_attention.backend import Backend, available_backends, choose_backend
+from sortyard.ops.bucket_attention.compiled import compiled_tree_attention
 from sortyard.ops.bucket_attention.dense import dense_attention
 from sortyard.ops.bucket_attention.groups import Group, make_groups, scatter_groups
 from sortyard.ops.bucket_attention.reference import attend_relation, reference_relation
@@ -42,7 +45,7 @@ def bucket_attention(
         causal: Whether a query sees only keys at or before it; the choice of buckets then looks back only, too.
         key_padding_mask: True at real tokens.
         cu_seqlens: Boundaries of packed sequences over the flattened B * T positions.
-        backend: "reference" or "cpu"; chosen when left out.
+        backend: "reference", "cpu", "compiled" or "triton"; chosen by device when left out.
         global_tokens: Tokens that every query of their sequence reads, besides the first ones.
         segments: The batch's sequences, instead of key_padding_mask and cu_seqlens.
         dropout_p: Probability of dropping a weight, in [0, 1); the reference drops none.
@@ -51,7 +54,8 @@ def bucket_attention(
         One output a query; zeros at pads.
 
     Raises:
-        ValueError: segments given twice or of another shape, an unknown backend, or a hash that cannot be causal.
+        ValueError: segments given twice or of another shape, an unknown or unavailable backend, or a hash that cannot
+            be causal.
     """
     segments = find_segments(
         q.shape[0],
@@ -61,7 +65,7 @@ def bucket_attention(
         cu_seqlens=cu_seqlens,
         device=q.device,
     )
-    chosen = choose_backend(backend)
+    chosen = choose_backend(backend, device=q.device)
     with torch.autocast(q.device.type, enabled=False):
         if chosen == "reference":
             relation = reference_relation(q, k, spec, segments=segments, causal=causal, global_tokens=global_tokens)
@@ -72,31 +76,62 @@ def bucket_attention(
         outputs = []
         for group in groups:
             query, key, value = (group.gather(x) for x in (q, k, v))
-            out = _attend_group(query, key, value, spec, group=group, causal=causal, dropout_p=dropout_p)
+            attend = _find_attention(group, chosen)
+            out = attend(query, key, value, spec, group=group, causal=causal, dropout_p=dropout_p)
             outputs.append((group, out))
         return scatter_groups(outputs, like=q)
 
 
-def _attend_group(
+@runtime_checkable
+class GroupAttention(Protocol):
+    """Attention of a group of sequences of one shape."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        spec: BucketSpec,
+        *,
+        group: Group,
+        causal: bool,
+        dropout_p: float,
+    ) -> Tensor:
+        """Attend; [S, H, n, K] throughout."""
+
+
+def _find_attention(group: Group, backend: Backend) -> GroupAttention:
+    if group.shape is None:
+        return _dense_group
+    if isinstance(group.shape, RoundsShape):
+        return rounds_attention
+    if backend == "compiled":
+        return compiled_tree_attention
+    if backend == "triton":
+        from sortyard.ops.bucket_attention.triton_backend import triton_tree_attention
+
+        return triton_tree_attention
+    return tree_attention
+
+
+def _dense_group(
     q: Float[Tensor, "S H n K"],
     k: Float[Tensor, "S H n K"],
     v: Float[Tensor, "S H n K"],
-    spec: BucketSpec,
+    spec: BucketSpec,  # noqa: ARG001
     *,
     group: Group,
     causal: bool,
     dropout_p: float,
 ) -> Float[Tensor, "S H n K"]:
-    if group.shape is None:
-        within = make_segments(*group.real.shape, key_padding_mask=group.real, device=q.device)
-        return dense_attention(q, k, v, segments=within, causal=causal, dropout_p=dropout_p)
-    attend = rounds_attention if isinstance(group.shape, RoundsShape) else tree_attention
-    return attend(q, k, v, spec, group=group, causal=causal, dropout_p=dropout_p)
+    within = make_segments(*group.real.shape, key_padding_mask=group.real, device=q.device)
+    return dense_attention(q, k, v, segments=within, causal=causal, dropout_p=dropout_p)
 
 
 __all__ = [
     "BucketRelation",
     "BucketSpec",
+    "available_backends",
     "bucket_attention",
     "bucket_relation",
     "bucket_weights",

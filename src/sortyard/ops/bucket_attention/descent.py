@@ -36,6 +36,7 @@ def descend(
     near: int,
     beam: int,
     border: Int[Tensor, " C"] | None,
+    spreads: list[Float[Tensor, "S H _nodes"]] | None = None,
 ) -> Choice:
     """Choose near leaves and summaries of every chunk.
 
@@ -45,6 +46,8 @@ def descend(
         near: Leaves to keep.
         beam: Nodes to keep at every height above the leaves.
         border: Leaves that a chunk may see (the others lie in its future); None if it sees all.
+        spreads: For each height, the spread of each node's keys, whose logarithm adds to the mean key's logit; None
+            to rank by that logit alone.
 
     Returns:
         The chosen nodes.
@@ -65,7 +68,11 @@ def descend(
         if keep == candidates.shape[-1]:
             kept = candidates
             continue
-        ranked = _scores(chunk_means, means, candidates).argsort(dim=-1, descending=True, stable=True)
+        scores = _scores(chunk_means, means, candidates)
+        if spreads is not None:
+            bonus = spreads[height].log()[:, :, None].expand(S, H, C, -1).gather(-1, candidates)
+            scores = scores * means.shape[-1] ** -0.5 + bonus
+        ranked = scores.argsort(dim=-1, descending=True, stable=True)
         kept = candidates.gather(-1, ranked[..., :keep]).sort(dim=-1).values
         far[height] = candidates.gather(-1, ranked[..., keep:])
     return Choice(kept, far)

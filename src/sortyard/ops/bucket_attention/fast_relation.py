@@ -1,9 +1,13 @@
 """The relation as the fast paths choose it, sequence by sequence."""
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sortyard.ops.bucket_attention.backend import Backend
+from sortyard.ops.bucket_attention.compiled import choose_compiled
 from sortyard.ops.bucket_attention.groups import Group
 from sortyard.ops.bucket_attention.relation_value import SequenceRelation
 from sortyard.ops.bucket_attention.round_parts import make_parts
@@ -12,9 +16,34 @@ from sortyard.ops.bucket_attention.spec import BucketSpec
 from sortyard.ops.bucket_attention.tree_choice import TreeChoice, choose_by_tree
 
 
+@runtime_checkable
+class TreeChooser(Protocol):
+    """A backend's way to a tree's choice."""
+
+    def __call__(self, q: Tensor, k: Tensor, spec: BucketSpec, *, group: Group, causal: bool) -> TreeChoice:
+        """Choose; [S, H, n, K] both."""
+
+
+def find_choice(backend: Backend) -> TreeChooser:
+    """How a fast backend chooses by its trees."""
+    if backend == "compiled":
+        return choose_compiled
+    if backend == "triton":
+        from sortyard.ops.bucket_attention.triton_backend import triton_choose
+
+        return triton_choose
+    return choose_by_tree
+
+
 @torch.no_grad()
 def group_relation(
-    q: Float[Tensor, "S H n K"], k: Float[Tensor, "S H n K"], spec: BucketSpec, *, group: Group, causal: bool
+    q: Float[Tensor, "S H n K"],
+    k: Float[Tensor, "S H n K"],
+    spec: BucketSpec,
+    *,
+    group: Group,
+    causal: bool,
+    choose: TreeChooser = choose_by_tree,
 ) -> dict[int, SequenceRelation]:
     """The relation of every sequence of a group, from the same choice that the fast paths make.
 
@@ -24,6 +53,7 @@ def group_relation(
         spec: The attention's settings.
         group: The sequences, of one shape.
         causal: Whether a query sees only keys at or before it.
+        choose: The backend's choice by trees.
 
     Returns:
         Each sequence's relation by its number.
@@ -34,7 +64,7 @@ def group_relation(
         members, counts = near[:, :, :0] > 0, near[..., :0]
     elif isinstance(group.shape, TreeShape):
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        tree = choose_by_tree(q.to(wide), k.to(wide), spec, group=group, causal=causal)
+        tree = choose(q.to(wide), k.to(wide), spec, group=group, causal=causal)
         near, members, counts = _tree_relation(tree, spec, group=group, causal=causal)
     else:
         near = _rounds_relation(q, k, spec, group=group, causal=causal)
@@ -71,16 +101,28 @@ def _tree_relation(
     visible = visible.tril() if causal else visible
     chosen = (leaf[:, :, None, :, None] == tree.choice.near[..., None, :]).any(-1)  # [S, H, C, n]
     near = (chosen[:, :, chunk_of] | local | is_global[:, None, None]) & visible
+    hidden = _by_leaf((visible & ~near), leaf, leaves=tree.sizes[0].shape[-1])
     members, counts = [], []
     for height, (far, size) in enumerate(zip(tree.choice.far, tree.sizes, strict=True)):
+        if height:
+            pairs = hidden.shape[-1] // 2
+            hidden = torch.unflatten(hidden[..., : 2 * pairs], -1, (pairs, 2)).sum(-1)
         if far is None:
             continue
         nodes = torch.arange(size.shape[-1], device=leaf.device)
         inside = (leaf >> height)[:, :, None] == nodes[:, None]  # [S, H, nodes, n]
-        inside = inside & group.real[:, None, None]
+        members.append(inside & group.real[:, None, None])
         used = (far[..., None] == nodes).any(-2)[:, :, chunk_of]  # [S, H, n, nodes]
-        hidden = (visible & ~near).double() @ inside.transpose(-1, -2).double()
-        members.append(inside)
         counts.append(hidden.long() * used)
     empty = near[:, :, :0]
     return near.long(), torch.cat([empty, *members], 2), torch.cat([empty.transpose(-1, -2).long(), *counts], -1)
+
+
+def _by_leaf(
+    hidden: Bool[Tensor, "S H n n"], leaf: Int[Tensor, "S H n"], *, leaves: int
+) -> Int[Tensor, "S H n leaves"]:
+    """How many of each leaf's keys a query does not read exactly; keys of no leaf are left out."""
+    S, H, n, _ = hidden.shape
+    index = leaf.clamp(0, leaves)[:, :, None].expand(S, H, n, n)
+    counts = torch.zeros(S, H, n, leaves + 1, dtype=torch.int32, device=leaf.device)
+    return counts.scatter_add_(-1, index, hidden.int())[..., :leaves]

@@ -3,6 +3,7 @@
 Shares nothing with the fast paths but the shape of the buckets, the hash codes and the start directions.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -111,7 +112,8 @@ def _tree_head(
     if causal:
         root = position_tree(n, bucket_size=shape.bucket_size)
     else:
-        root = content_tree(k, levels=shape.levels, power_steps=spec.power_steps, seed=spec.seed)
+        queries = q if spec.split == "queries" else None
+        root = content_tree(k, levels=shape.levels, power_steps=spec.power_steps, seed=spec.seed, queries=queries)
     nodes = root.all_nodes()
     number = {id(node): m for m, node in enumerate(nodes)}
     near, counts = torch.zeros(n, n, dtype=torch.long), torch.zeros(n, len(nodes), dtype=torch.long)
@@ -123,7 +125,9 @@ def _tree_head(
         chosen_by = (
             q[max(0, start - spec.query_chunk + 1) : start + 1] if causal else q[start : start + spec.query_chunk]
         )
-        leaves, far = _descend(chosen_by.mean(0), k, root, shape, border=own_from if causal else n)
+        adds_spread = spec.score == "spread" and not causal
+        border = own_from if causal else n
+        leaves, far = _descend(chosen_by.mean(0), k, root, shape, border=border, adds_spread=adds_spread)
         bucketed = {j for leaf in leaves for j in leaf.keys}
         for i in range(start, min(n, start + spec.query_chunk)):
             last = i if causal else n - 1
@@ -137,23 +141,40 @@ def _tree_head(
 
 
 def _descend(
-    query: Float[Tensor, " K"], keys: Float[Tensor, "n K"], root: Node, shape: TreeShape, *, border: int
+    query: Float[Tensor, " K"],
+    keys: Float[Tensor, "n K"],
+    root: Node,
+    shape: TreeShape,
+    *,
+    border: int,
+    adds_spread: bool,
 ) -> tuple[list[Node], list[Node]]:
     """Near leaves and summarised nodes; `border` is the first position that is not in the past."""
     level: list[Node] = [root] if max(root.keys) < border else []
     astride: list[Node] = [] if level else [root]
     far: list[Node] = []
+    floor = max(1e-6 * _spread(keys), torch.finfo(keys.dtype).tiny)
+
+    def score(node: Node) -> float:
+        logit = float(keys[node.keys].mean(0) @ query) / math.sqrt(keys.shape[-1])
+        return logit + math.log(max(_spread(keys[node.keys]), floor)) if adds_spread else logit
+
     while True:
         opened = [child for node in [*level, *astride] for child in node.children]
         if not opened:
             return level, far
         candidates = [node for node in opened if max(node.keys) < border]
         astride = [node for node in opened if min(node.keys) < border <= max(node.keys)]
-        scores = [float(keys[node.keys].mean(0) @ query) for node in candidates]
+        scores = [score(node) for node in candidates]
         keep = shape.beam if opened[0].children else shape.near
         best = set(sorted(range(len(candidates)), key=lambda c: -scores[c])[:keep])
         level = [node for c, node in enumerate(candidates) if c in best]
         far += [node for c, node in enumerate(candidates) if c not in best]
+
+
+def _spread(keys: Float[Tensor, "n K"]) -> float:
+    """Mean squared distance to the mean."""
+    return float((keys - keys.mean(0)).square().sum(-1).mean())
 
 
 def _rounds_heads(

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sortyard.ops.bucket_attention.backend import choose_backend
-from sortyard.ops.bucket_attention.fast_relation import group_relation
+from sortyard.ops.bucket_attention.fast_relation import find_choice, group_relation
 from sortyard.ops.bucket_attention.groups import make_groups
 from sortyard.ops.bucket_attention.reference import reference_relation
 from sortyard.ops.bucket_attention.relation_value import BucketRelation, SequenceRelation, assemble_relation
@@ -34,7 +34,8 @@ def bucket_relation(
         causal: Whether a query sees only keys at or before it.
         key_padding_mask: True at real tokens.
         cu_seqlens: Boundaries of packed sequences over the flattened B * T positions.
-        backend: "cpu" asks the fast selection, "reference" the literal loops; chosen when left out.
+        backend: "reference" asks the literal loops, another name that backend's own selection (rounding may tell them
+            apart); chosen by device when left out.
         global_tokens: Tokens that every query of their sequence reads, besides the first ones.
         segments: The batch's sequences, instead of key_padding_mask and cu_seqlens.
 
@@ -52,11 +53,12 @@ def bucket_relation(
         cu_seqlens=cu_seqlens,
         device=q.device,
     )
-    chosen = choose_backend(backend)
+    chosen = choose_backend(backend, device=q.device)
     parts: dict[int, SequenceRelation] = {}
     with torch.autocast(q.device.type, enabled=False):
         if chosen == "reference":
             return reference_relation(q, k, spec, segments=segments, causal=causal, global_tokens=global_tokens)
         for group in make_groups(segments, spec, causal=causal, global_tokens=global_tokens):
-            parts |= group_relation(group.gather(q), group.gather(k), spec, group=group, causal=causal)
+            query, key = group.gather(q), group.gather(k)
+            parts |= group_relation(query, key, spec, group=group, causal=causal, choose=find_choice(chosen))
     return assemble_relation(segments, parts, heads=q.shape[1], multiset=spec.multiset)

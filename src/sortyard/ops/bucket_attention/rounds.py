@@ -1,14 +1,14 @@
-"""Attention by hash rounds: the logits of all parts side by side under one softmax, so plain autograd is exact."""
+"""Attention by hash rounds: one pass over all parts with a running softmax, and its exact backward."""
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-from sortyard.ops.bucket_attention.gather_rows import gather_rows
 from sortyard.ops.bucket_attention.groups import Group
-from sortyard.ops.bucket_attention.hash_rounds import inverse
-from sortyard.ops.bucket_attention.round_parts import Part, make_parts
+from sortyard.ops.bucket_attention.hash_rounds import hash_rounds
+from sortyard.ops.bucket_attention.round_parts import RoundsPlan
+from sortyard.ops.bucket_attention.round_pass import Dropout, attend_parts, differentiate_parts
 from sortyard.ops.bucket_attention.spec import BucketSpec
 
 
@@ -36,27 +36,27 @@ def rounds_attention(
     Returns:
         One output a query.
     """
-    S, H, n, K = q.shape
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    parts = make_parts(q, k, spec, group=group, causal=causal)
-    padded, pairs = F.pad(q, (0, 0, 0, 1)), torch.cat([k, v], -1)
-    logits, values = [], []
-    for part in parts:
-        keys, value = torch.split(gather_rows(pairs, part.keys), K, dim=-1)  # [S, H, C, X, K]
-        score = (gather_rows(padded, part.queries.clamp_max(n)) @ keys.transpose(-1, -2)).to(wide) * K**-0.5
-        logits.append(_by_position(score.masked_fill(~part.keep, -torch.inf), part, n))
-        values.append(value)
-    joined = torch.cat(logits, -1)
-    if not group.is_full:
-        joined = joined.masked_fill(~group.real[:, None, :, None], 0.0)
-    weights = F.dropout(joined.softmax(-1), dropout_p).to(q.dtype)
-    out = q.new_zeros(S, H, n, K)
-    for part, weight, value in zip(parts, torch.split(weights, [x.shape[-1] for x in logits], -1), values, strict=True):
-        mixed = gather_rows(F.pad(weight, (0, 0, 0, 1)), part.queries.clamp_max(n)) @ value
-        out = out + _by_position(mixed, part, n)
+    plan = RoundsPlan(spec, group, causal, hash_rounds(q, k, spec, group=group, causal=causal))
+    # Drawn from torch's own state, so that a recomputed forward under activation checkpointing drops the same weights.
+    dropout = Dropout(dropout_p, int(torch.randint(2**62, ()))) if dropout_p > 0 else None
+    out: Tensor = _RoundsAttention.apply(q, k, v, plan, dropout)  # type: ignore[no-untyped-call]
     return out
 
 
-def _by_position(x: Float[Tensor, "S H C c X"], part: Part, n: int) -> Float[Tensor, "S H n X"]:
-    """Rows of chunked queries back in the order of positions."""
-    return gather_rows(x.flatten(2, 3), inverse(part.queries.flatten(2))[..., :n])
+class _RoundsAttention(torch.autograd.Function):
+    """Keeps inputs, output and log-sum-exp only; the backward gathers and masks again."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, plan: RoundsPlan, dropout: Dropout | None) -> Tensor:
+        out, lse = attend_parts(q, k, v, plan, dropout=dropout)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.plan, ctx.dropout = plan, dropout  # type: ignore[attr-defined]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors  # type: ignore[attr-defined]
+        plan, dropout = ctx.plan, ctx.dropout  # type: ignore[attr-defined]
+        dq, dk, dv = differentiate_parts(grads[0], q, k, v, plan, out=out, lse=lse, dropout=dropout)
+        return dq, dk, dv, None, None

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Selection = Literal["tree", "rounds"]
+Split = Literal["queries", "keys"]
+Score = Literal["spread", "mean"]
 HashName = Literal["gray", "cross_polytope", "e2lsh", "kmeans", "random", "sign_sum"]
 
 _AT_LEAST = {
@@ -32,6 +34,10 @@ class BucketSpec:
         near_buckets: Buckets a chunk reads exactly (tree only), at least 1.
         beam: Branches that stay open at a level (tree only), at least 1.
         power_steps: Power iterations for each split's direction (tree only); 0 splits along random directions.
+        split: What a split's direction follows (tree only): "queries" weighs the keys' spread by what the sequence's
+            queries see of it, "keys" takes it as it is.
+        score: How a chunk ranks branches (tree only): "spread" adds the log of a branch's spread to the mean query's
+            logit for its mean key, "mean" takes the logit alone. Causal trees always do that.
         hash: The hash of a round (rounds only).
         num_hash_rounds: Hash functions whose buckets are united (rounds only), at least 1.
         multiset: Count a pair once for each part that contains it, instead of once (rounds only).
@@ -53,6 +59,8 @@ class BucketSpec:
     near_buckets: int = 4
     beam: int = 8
     power_steps: int = 1
+    split: Split = "queries"
+    score: Score = "spread"
     hash: HashName = "gray"
     num_hash_rounds: int = 2
     multiset: bool = False
@@ -66,8 +74,9 @@ class BucketSpec:
     def __post_init__(self) -> None:
         if self.selection not in get_args(Selection):
             raise ValueError(f"selection is {self.selection!r}; choose one of {', '.join(get_args(Selection))}")
-        if self.hash not in get_args(HashName):
-            raise ValueError(f"hash is {self.hash!r}; choose one of {', '.join(get_args(HashName))}")
+        for field, choices in {"split": Split, "score": Score, "hash": HashName}.items():
+            if getattr(self, field) not in get_args(choices):
+                raise ValueError(f"{field} is {getattr(self, field)!r}; choose one of {', '.join(get_args(choices))}")
         for field, low in _AT_LEAST.items():
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from sortyard.ops.bucket_attention.descent import Choice, descend
 from sortyard.ops.bucket_attention.groups import Group
+from sortyard.ops.bucket_attention.node_means import mean_nodes, node_spreads, pair_sums
 from sortyard.ops.bucket_attention.shapes import TreeShape
 from sortyard.ops.bucket_attention.spec import BucketSpec
-from sortyard.ops.lsh_tree import Leaves, build_leaves, take_rows
+from sortyard.ops.lsh_tree import Leaves, build_leaves
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ def choose_by_tree(
     Returns:
         The choice.
     """
+    return plan_tree(q, k, spec, group=group, causal=causal)[0]
+
+
+@torch.no_grad()
+def plan_tree(
+    q: Float[Tensor, "S H n K"], k: Float[Tensor, "S H n K"], spec: BucketSpec, *, group: Group, causal: bool
+) -> tuple[TreeChoice, Float[Tensor, "S H nodes K"]]:
+    """The choice, and the mean keys of all nodes by which it was made, leaves first."""
     shape = group.shape
     assert isinstance(shape, TreeShape)
     n, chunk = q.shape[-2], spec.query_chunk
@@ -64,41 +73,29 @@ def choose_by_tree(
         num_leaves = (n - 1) // chunk * chunk // shape.bucket_size
         sizes = [lengths.new_full((len(lengths), num_leaves), shape.bucket_size)]
         heights, own_from = num_leaves.bit_length(), border * shape.bucket_size
-        means = _past_means(q, chunk)
+        chosen_by = _past_means(q, chunk)
     else:
         is_even = group.is_full and n % 2**shape.levels == 0
         leaves = build_leaves(
-            k, real=group.real, is_even=is_even, levels=shape.levels, power_steps=spec.power_steps, seed=spec.seed
+            k,
+            real=group.real,
+            is_even=is_even,
+            levels=shape.levels,
+            power_steps=spec.power_steps,
+            seed=spec.seed,
+            queries=q if spec.split == "queries" else None,
         )
         bounds = torch.arange(2**shape.levels + 1, device=q.device) * lengths[:, None] >> shape.levels
         sizes, heights = [bounds.diff(dim=-1)], shape.levels
-        means = _chunk_means(q, chunk, group)
-    sorted_keys = take_rows(k, leaves.order)
-    if leaves.used is not None:
-        sorted_keys = sorted_keys * leaves.used[:, None, :, None]
+        chosen_by = _chunk_means(q, chunk, group)
     while len(sizes) < heights:
-        sizes.append(_pair_sums(sizes[-1][..., None])[..., 0])
-    node_means = mean_nodes(sorted_keys, sizes, width=leaves.width)
-    choice = descend(means, node_means, near=shape.near, beam=shape.beam, border=border)
-    return TreeChoice(leaves, sizes, choice, lengths, starts, own_from)
-
-
-def mean_nodes(
-    rows: Float[Tensor, "S H slots D"], sizes: list[Int[Tensor, "S _nodes"]], *, width: int
-) -> list[Float[Tensor, "S H _nodes D"]]:
-    """Means of the sorted rows over each node, leaves first; unused slots must be 0."""
-    wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    leaves = sizes[0].shape[-1]
-    sums = [torch.unflatten(rows[..., : leaves * width, :], -2, (leaves, width)).sum(-2, dtype=wide)]
-    while len(sums) < len(sizes):
-        sums.append(_pair_sums(sums[-1]))
-    return [total / size[:, None, :, None] for total, size in zip(sums, sizes, strict=True)]
-
-
-def _pair_sums(x: Tensor) -> Tensor:
-    """Sums over siblings; a last node without a sibling never lies wholly in the past and has no parent."""
-    pairs = x.shape[-2] // 2
-    return torch.unflatten(x[..., : 2 * pairs, :], -2, (pairs, 2)).sum(-2)
+        sizes.append(pair_sums(sizes[-1][..., None])[..., 0])
+    means = mean_nodes(k, leaves, sizes)
+    by_height = list(torch.split(means, [size.shape[-1] for size in sizes], dim=-2))
+    adds_spread = spec.score == "spread" and not causal
+    spreads = node_spreads(k, by_height, leaves, sizes) if adds_spread else None
+    choice = descend(chosen_by, by_height, near=shape.near, beam=shape.beam, border=border, spreads=spreads)
+    return TreeChoice(leaves, sizes, choice, lengths, starts, own_from), means
 
 
 def _position_leaves(group: Group, width: int, *, heads: int) -> Leaves:

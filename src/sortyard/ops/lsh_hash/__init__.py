@@ -33,23 +33,60 @@ def lsh_codes(
     Raises:
         ValueError: `kmeans` with causal=True, which would look at the whole row.
     """
+    one = range(round_index, round_index + 1)
+    return round_codes(x, spec, rounds=one, keys=keys, real=real, causal=causal)[0]
+
+
+def round_codes(
+    x: Float[Tensor, "B H T K"],
+    spec: BucketSpec,
+    *,
+    rounds: range,
+    keys: Float[Tensor, "B H T K"] | None = None,
+    real: Bool[Tensor, "B T"] | None = None,
+    causal: bool = False,
+) -> Int[Tensor, "L B H T"]:
+    """Hash codes of several rounds at once; arguments and errors as for `lsh_codes`.
+
+    Args:
+        x: Queries or keys; one sequence a row.
+        spec: Names the hash.
+        rounds: Which of the seeded hash functions.
+        keys: The keys that `kmeans` clusters.
+        real: Which places hold a token.
+        causal: Centre each vector by the mean up to itself.
+
+    Returns:
+        One code a round and vector.
+    """
     if spec.hash == "kmeans" and causal:
         raise ValueError("hash is 'kmeans', which clusters the whole row, future included: use hash 'gray' when causal")
     wide = x.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     if real is None:
         real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        if spec.hash == "gray":
+            # Projecting first: the centring then passes over a few heights a vector instead of over its K entries.
+            planes = hashes.gray_projections(x.shape[-1], seed=spec.seed, rounds=rounds).to(wide)
+            return hashes.gray_codes(_centre(wide @ planes, real, causal=causal)).movedim(-1, 0)
         if spec.hash in hashes.CENTRED:
             wide = _centre(wide, real, causal=causal)
-        if spec.hash == "kmeans":
-            key = wide if keys is None else _centre(keys.detach().to(wide.dtype), real, causal=False)
-            return _kmeans_codes(wide, key, spec, round_index=round_index, lengths=real.sum(-1))
-        return _hash(wide, spec, round_index=round_index)
+        key = wide
+        if spec.hash == "kmeans" and keys is not None:
+            key = _centre(keys.detach().to(wide.dtype), real, causal=False)
+        return torch.stack([_hash(wide, key, spec, round_index=index, lengths=real.sum(-1)) for index in rounds])
 
 
-def _hash(x: Float[Tensor, "B H T K"], spec: BucketSpec, *, round_index: int) -> Int[Tensor, "B H T"]:
-    if spec.hash == "gray":
-        return hashes.gray_codes(x, seed=spec.seed, round_index=round_index)
+def _hash(
+    x: Float[Tensor, "B H T K"],
+    keys: Float[Tensor, "B H T K"],
+    spec: BucketSpec,
+    *,
+    round_index: int,
+    lengths: Int[Tensor, " B"],
+) -> Int[Tensor, "B H T"]:
+    if spec.hash == "kmeans":
+        return _kmeans_codes(x, keys, spec, round_index=round_index, lengths=lengths)
     if spec.hash == "cross_polytope":
         return hashes.cross_polytope_codes(x, seed=spec.seed, round_index=round_index)
     if spec.hash == "e2lsh":
@@ -75,12 +112,12 @@ def _kmeans_codes(
     return hashes.nearest_centroids(x, centroids, counts=counts)
 
 
-def _centre(x: Float[Tensor, "B H T K"], real: Bool[Tensor, "B T"], *, causal: bool) -> Float[Tensor, "B H T K"]:
+def _centre(x: Float[Tensor, "B H T F"], real: Bool[Tensor, "B T"], *, causal: bool) -> Float[Tensor, "B H T F"]:
     if causal:
         count = torch.arange(1, x.shape[2] + 1, device=x.device)[:, None]
         return x - x.cumsum(-2) / count
-    weight = real[:, None, :, None].to(x)
-    return x - (x * weight).sum(-2, keepdim=True) / weight.sum(-2, keepdim=True).clamp_min(1)
+    weight = real[:, None, None].to(x)
+    return x - (weight / weight.sum(-1, keepdim=True).clamp_min(1)) @ x
 
 
-__all__ = ["lsh_codes"]
+__all__ = ["lsh_codes", "round_codes"]

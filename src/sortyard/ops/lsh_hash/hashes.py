@@ -21,12 +21,22 @@ def round_generator(seed: int, round_index: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + round_index)
 
 
-def gray_codes(x: Float[Tensor, "*batch K"], *, seed: int, round_index: int) -> Int[Tensor, "*batch"]:
-    """SimHash: the rank in the Gray sequence of 16 sign bits, so that neighbouring codes differ in one sign."""
-    projections = torch.randn(x.shape[-1], CODE_BITS, generator=round_generator(seed, round_index)).to(x)
-    bits = (x @ projections >= 0).long()
-    places = 2 ** torch.arange(CODE_BITS - 1, -1, -1, device=x.device)
-    return inverse_gray((bits * places).sum(-1))
+def gray_projections(width: int, *, seed: int, rounds: range) -> Float[Tensor, "K planes"]:
+    """The normals of every round's 16 hyperplanes, side by side, so that one product serves all rounds."""
+    drawn = [torch.randn(width, CODE_BITS, generator=round_generator(seed, index)) for index in rounds]
+    return torch.cat(drawn, -1)
+
+
+def gray_codes(heights: Float[Tensor, "*batch planes"]) -> Int[Tensor, "*batch L"]:
+    """SimHash of each round: the rank in the Gray sequence of its 16 sign bits; neighbours differ in one sign.
+
+    Args:
+        heights: Signed distances from the rounds' hyperplanes.
+    """
+    signs = (heights >= 0).to(heights.dtype).view(*heights.shape[:-1], -1, CODE_BITS)  # [..., L, 16]
+    places = 2.0 ** torch.arange(CODE_BITS - 1, -1, -1, device=heights.device, dtype=heights.dtype)
+    # A product is faster than adding up integers, and exact: every term is a power of two below 2 ** 16.
+    return inverse_gray((signs @ places).long())
 
 
 def inverse_gray(pattern: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:

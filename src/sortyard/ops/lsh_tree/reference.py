@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,19 +26,34 @@ class Node:
         return [self, *(node for child in self.children for node in child.all_nodes())]
 
 
-def content_tree(keys: Float[Tensor, "n K"], *, levels: int, power_steps: int, seed: int) -> Node:
-    """The balanced content tree: node j of level l holds the sorted ranks from (j n) >> l to ((j + 1) n) >> l.
+def content_tree(
+    keys: Float[Tensor, "n K"],
+    *,
+    levels: int,
+    power_steps: int,
+    seed: int,
+    queries: Float[Tensor, "n K"] | None = None,
+) -> Node:
+    """The balanced content tree: node j of level l holds ((j + 1) n >> l) - (j n >> l) keys, in rising position.
+
+    Of keys with equal projections those of lower position go left.
 
     Args:
         keys: The sequence's keys.
         levels: Halvings.
         power_steps: Power iterations for each node's direction.
         seed: Seed of the start directions.
+        queries: The sequence's queries, whose moments weigh each power step; None for the keys' own spread.
 
     Returns:
         The root.
     """
     n = len(keys)
+    moments = torch.eye(keys.shape[-1]).to(keys)
+    if queries is not None:
+        samples = min(n, 256)
+        seen = [queries[(2 * i + 1) * n // (2 * samples)] for i in range(samples)]
+        moments = torch.stack([torch.outer(query, query) for query in seen]).mean(0)
     directions = split_directions(levels, head_dim=keys.shape[-1], seed=seed).to(keys)
 
     def split(positions: list[int], level: int, j: int) -> Node:
@@ -46,12 +62,13 @@ def content_tree(keys: Float[Tensor, "n K"], *, levels: int, power_steps: int, s
         centred = keys[positions] - keys[positions].mean(0)
         direction = directions[level]
         for _ in range(power_steps):
-            direction = centred.T @ (centred @ direction)
+            direction = moments @ centred.T @ (centred @ direction)
             direction = direction / direction.norm().clamp_min(1e-12)
         ranks = (centred @ direction).argsort(stable=True).tolist()
         ordered = [positions[rank] for rank in ranks]
         border = ((2 * j + 1) * n >> (level + 1)) - (j * n >> level)
-        children = (split(ordered[:border], level + 1, 2 * j), split(ordered[border:], level + 1, 2 * j + 1))
+        left, right = sorted(ordered[:border]), sorted(ordered[border:])
+        children = (split(left, level + 1, 2 * j), split(right, level + 1, 2 * j + 1))
         return Node(positions, children)
 
     return split(list(range(n)), 0, 0)
