@@ -1,5 +1,9 @@
 """The compiled kernels: strides, precisions, poisoned memory, threads, and what happens where they cannot be built."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -7,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sortyard.ops import BucketSpec, bucket_attention, bucket_relation
+from sortyard.ops import BucketSpec, bucket_attention, bucket_relation, make_segments
 from sortyard.ops.bucket_attention import available_backends, backend, choose_backend
-from sortyard.ops.bucket_attention.compiled import library, why_not
+from sortyard.ops.bucket_attention.compiled import compiled_tree_attention, library, why_not
+from sortyard.ops.bucket_attention.compiled.problem import make_problem
+from sortyard.ops.bucket_attention.groups import Group, make_groups
+from sortyard.ops.bucket_attention.inputs import check_inputs
 from sortyard.ops.bucket_attention.reference import attend_relation
 
 needs_kernels = pytest.mark.skipif(why_not() is not None, reason=f"no compiled kernels here: {why_not()}")
@@ -130,6 +137,84 @@ def test_gradients_in_low_precision(dtype: torch.dtype) -> None:
 
 
 @needs_kernels
+@pytest.mark.parametrize("offset", [0.0, 100.0], ids=["centred", "far-from-the-origin"])
+def test_choice_in_float32_is_that_in_float64(offset: float) -> None:
+    q, k, _ = draw(512, width=64)
+    k = k + offset
+    spec = BucketSpec(dense_up_to=0)
+    ours = bucket_relation(q, k, spec, backend="compiled").near
+    exact = bucket_relation(q.double(), k.double(), spec, backend="cpu").near
+    assert (ours != exact).sum() <= 2e-3 * exact.sum()
+
+
+@needs_kernels
+def test_rows_in_pieces_are_copied() -> None:
+    q, k, v = draw(150, dtype=torch.float64)
+    pieces = [x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (q, k, v)]
+    relation = bucket_relation(*pieces[:2], SPEC, backend="compiled")
+    assert torch.equal(relation.near, bucket_relation(q, k, SPEC, backend="compiled").near)
+    for a, b in zip(
+        gradients(q, k, v, SPEC, backend="compiled"), gradients(*pieces, SPEC, backend="compiled"), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@needs_kernels
+@CAUSAL
+def test_a_default_device_changes_nothing(causal: bool) -> None:
+    q, k, v = draw(150)
+    plain = bucket_attention(q, k, v, SPEC, causal=causal, backend="compiled")
+    with torch.device("meta"):
+        problem = make_problem(q, SPEC, group=one_group(q, causal=causal), causal=causal)
+        out = compiled_tree_attention(q, k, v, SPEC, group=one_group(q, causal=causal), causal=causal, dropout_p=0.0)
+    assert problem.lengths.device.type == "cpu"
+    assert torch.equal(plain, out)
+
+
+def one_group(q: Tensor, *, causal: bool) -> Group:
+    with torch.device("cpu"):
+        segments = make_segments(q.shape[0], q.shape[2], device="cpu")
+        return next(iter(make_groups(segments, SPEC, causal=causal, global_tokens=None)))
+
+
+@needs_kernels
+def test_a_forked_process_does_not_hang() -> None:
+    if not hasattr(os, "fork"):
+        pytest.skip("this system does not fork")
+    code = (
+        "import os, signal, torch\n"
+        "from sortyard.ops import BucketSpec, bucket_attention\n"
+        "torch.set_num_threads(3)\n"
+        "q, k, v = torch.randn(3, 1, 4, 300, 16).unbind()\n"
+        "def run(): return bucket_attention(q, k, v, BucketSpec(dense_up_to=0), backend='compiled')\n"
+        "here = run()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    signal.alarm(20)\n"
+        "    os._exit(0 if torch.equal(run(), here) else 1)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, v: (q, k, v.bfloat16()), "v has dtype torch.bfloat16, but q has torch.float32"),
+        (lambda q, k, v: (q, k[:, :1], v), "k has shape"),
+        (lambda q, k, v: (q, k, v[:, :, :-1]), "v has shape"),
+        (lambda q, k, v: (q.int(), k.int(), v.int()), "q is torch.int32; it must be one of float32"),
+        (lambda q, k, v: (q[0], k[0], v[0]), "q has shape"),
+    ],
+    ids=["dtype", "heads", "length", "integers", "no-batch"],
+)
+def test_tensors_that_do_not_fit_are_refused(change: Callable[..., tuple[Tensor, ...]], message: str) -> None:
+    q, k, v = change(*draw(150))
+    with pytest.raises(ValueError, match=message):
+        check_inputs(q, k=k, v=v)
+
+
+@needs_kernels
 def test_large_logits_do_not_overflow() -> None:
     q, k, v = draw(200, width=64)
     for a in gradients(100 * q, 100 * k, v, SPEC, backend="compiled"):
@@ -156,7 +241,7 @@ def test_a_second_derivative_is_refused() -> None:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """Nothing built or chosen yet, and an empty cache."""
     caches = (library.load_library, library.why_not, backend._why_not_compiled)
     for cached in caches:
@@ -166,6 +251,22 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch
     monkeypatch.undo()
     for cached in caches:
         cached.cache_clear()
+
+
+def test_a_cache_that_others_can_write_to_is_not_trusted(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o777)
+    fresh.setenv("SORTYARD_CACHE", str(folder))
+    assert choose_backend() == "cpu"
+    assert why_not() is not None
+
+
+def test_a_compiler_with_arguments(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setenv("CXX", "no-such-compiler -O1")
+    assert "no-such-compiler -O1" in str(why_not())
+    fresh.setenv("CXX", "env c++")
+    assert library._find_compiler()[1:] == ("c++",)
 
 
 def test_no_compiler_means_plain_torch(fresh: pytest.MonkeyPatch) -> None:
@@ -197,6 +298,7 @@ def test_a_cache_that_cannot_be_written_means_plain_torch(fresh: pytest.MonkeyPa
 def test_a_damaged_build_is_named(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = library._cached_path(library._find_compiler())
     path.write_bytes(b"not a library")
+    path.chmod(0o700)
     assert choose_backend() == "cpu"
     assert f"{path} does not load" in str(why_not())
 

@@ -62,11 +62,12 @@ def create_run(
     Raises:
         InputError: The folder is taken or cannot be written.
     """
+    from sortyard.ops.bucket_attention import choose_backend
     from sortyard.training.environment import describe_environment
 
-    environment = describe_environment(
-        seed=recipe.seed, device=_device_name(device), data_fingerprint=fingerprint, command=sys.argv
-    )
+    name = _device_name(device)
+    environment = describe_environment(seed=recipe.seed, device=name, data_fingerprint=fingerprint, command=sys.argv)
+    environment["attention_backend"] = choose_backend(device=name.partition(":")[0])
     run = RunFolder.create(path, recipe=loaded.as_given, resolved=resolved_yaml(recipe), environment=environment)
     (path / "job.json").write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
     return run

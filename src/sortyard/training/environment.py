@@ -9,8 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sortyard.ops.bucket_attention import choose_backend
-
 PACKAGES = ("sortyard", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy")
 
 
@@ -32,7 +30,6 @@ def describe_environment(*, seed: int, device: str, data_fingerprint: str, comma
         "platform": platform.platform(),
         "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "device": device},
         "commit": _commit(),
-        "attention_backend": choose_backend(device=device.partition(":")[0]),
         "seed": seed,
         "command": shlex.join([_program(command[0]), *command[1:]]),
         "data_fingerprint": data_fingerprint,

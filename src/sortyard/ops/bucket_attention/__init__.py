@@ -10,6 +10,7 @@ from sortyard.ops.bucket_attention.backend import Backend, available_backends, c
 from sortyard.ops.bucket_attention.compiled import compiled_tree_attention
 from sortyard.ops.bucket_attention.dense import dense_attention
 from sortyard.ops.bucket_attention.groups import Group, make_groups, scatter_groups
+from sortyard.ops.bucket_attention.inputs import check_inputs
 from sortyard.ops.bucket_attention.reference import attend_relation, reference_relation
 from sortyard.ops.bucket_attention.relation import bucket_relation
 from sortyard.ops.bucket_attention.relation_value import BucketRelation, relation_sparsity
@@ -54,9 +55,10 @@ def bucket_attention(
         One output a query; zeros at pads.
 
     Raises:
-        ValueError: segments given twice or of another shape, an unknown or unavailable backend, or a hash that cannot
-            be causal.
+        ValueError: tensors of different shapes, types or devices, segments given twice or of another shape, an unknown
+            or unavailable backend, or a hash that cannot be causal.
     """
+    check_inputs(q, k=k, v=v)
     segments = find_segments(
         q.shape[0],
         q.shape[2],

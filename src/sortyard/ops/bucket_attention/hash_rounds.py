@@ -121,7 +121,8 @@ def _past_round(query_codes: Int[Tensor, "S H n"], key_codes: Int[Tensor, "S H n
 
     The keys of a code are cut into blocks of `size`. Queries whose last key lies in one block share its keys and those
     of the block before, `size` queries a chunk. A query's chunk, its place there and its keys' places all follow from
-    counts over its own past, so the future changes no bit of the arithmetic.
+    counts over its own past, so the future changes nothing but, where it makes the fullest chunk fuller, the shapes of
+    the products, and with them the last bit of a sum (decision 0008).
     """
     (S, H, n), device = query_codes.shape, query_codes.device
     position = torch.arange(n, device=device)

@@ -7,6 +7,7 @@ from torch import Tensor
 from sortyard.ops.bucket_attention.backend import choose_backend
 from sortyard.ops.bucket_attention.fast_relation import find_choice, group_relation
 from sortyard.ops.bucket_attention.groups import make_groups
+from sortyard.ops.bucket_attention.inputs import check_inputs
 from sortyard.ops.bucket_attention.reference import reference_relation
 from sortyard.ops.bucket_attention.relation_value import BucketRelation, SequenceRelation, assemble_relation
 from sortyard.ops.bucket_attention.spec import BucketSpec
@@ -45,6 +46,7 @@ def bucket_relation(
     Raises:
         ValueError: as for bucket_attention.
     """
+    check_inputs(q, k=k)
     segments = find_segments(
         q.shape[0],
         q.shape[2],

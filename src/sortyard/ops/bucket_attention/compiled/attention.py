@@ -93,14 +93,16 @@ def choose_nodes(
         The choice.
     """
     library, numbers, name = load_library(), problem.numbers, _NAMES[q.dtype]
+    q, k = _rows(q), _rows(k)
     S, H, n, K = q.shape
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     causal = bool(numbers["causal"])
-    order, leaf_of = torch.zeros(2, S, H, 0 if causal else n, dtype=torch.int32).unbind()
-    near, far = (torch.empty(S, H, numbers["chunks"], numbers[x], dtype=torch.int32) for x in ("near", "far"))
+    # Devices are named: a default device that the user has set must not come between.
+    order, leaf_of = torch.zeros(2, S, H, 0 if causal else n, dtype=torch.int32, device="cpu").unbind()
+    near, far = (q.new_empty(S, H, numbers["chunks"], numbers[x], dtype=torch.int32) for x in ("near", "far"))
     lanes = _VECTOR_BYTES // wide.itemsize
     parts = 1 if v is None else 2
-    means = torch.empty(S, H, problem.num_nodes(), parts, -(-K // lanes) * lanes, dtype=wide)
+    means = q.new_empty(S, H, problem.num_nodes(), parts, -(-K // lanes) * lanes, dtype=wide)
     spreads = means.new_empty(S, H, problem.num_nodes() if numbers["by_spread"] else 0)
     shape = ctypes.byref(problem.to_c())
     if not causal:
@@ -124,10 +126,10 @@ class _TreeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, spec: BucketSpec, problem: Problem) -> Tensor:
-        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        q, k, v = _rows(q), _rows(k), _rows(v)
         chosen = choose_nodes(q, k, v, spec, problem=problem)
-        out = torch.empty_like(q)
-        lse = torch.empty(q.shape[:3], dtype=chosen.means.dtype)
+        out = _like(q)
+        lse = chosen.means.new_empty(q.shape[:3])
         choice = (chosen.order, chosen.leaf_of, chosen.near, chosen.far, chosen.means)
         load_library()[f"sortyard_attend_{_NAMES[q.dtype]}"](
             ctypes.byref(problem.to_c()),
@@ -144,8 +146,8 @@ class _TreeAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, lse, *choice = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad = grads[0] if grads[0].stride(-1) == 1 else grads[0].contiguous()
-        slopes = [torch.empty_like(x) for x in (q, k, v)]
+        grad = _rows(grads[0])
+        slopes = [_like(x) for x in (q, k, v)]
         load_library()[f"sortyard_attend_backward_{_NAMES[q.dtype]}"](
             ctypes.byref(ctx.problem.to_c()),  # type: ignore[attr-defined]
             *(part for x in (q, k, v) for part in _view(x)),
@@ -155,6 +157,17 @@ class _TreeAttention(torch.autograd.Function):
             *(part for x in slopes for part in _view(x)),
         )
         return *slopes, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """A view or copy whose rows lie in one piece, which is all that the kernels ask of a layout."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _like(x: Tensor) -> Tensor:
+    """New memory in the same layout if its rows lie in one piece there, too."""
+    found = torch.empty_like(x)
+    return found if found.stride(-1) == 1 else x.new_empty(x.shape)
 
 
 def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:

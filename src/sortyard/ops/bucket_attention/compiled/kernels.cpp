@@ -165,6 +165,9 @@ struct Problem {
 
 namespace {
 
+// Threads that have something to do; each holds buffers of a sequence's size.
+int threads_for(const Problem& p, int64_t tasks) { return int(std::min(p.threads, tasks)); }
+
 template <class T>
 int64_t padded(int64_t width) {
   const int64_t lanes = Lanes<T>::count;
@@ -435,7 +438,7 @@ class Splitter {
 template <class T, class E>
 void build_tree(const Problem& p, const View<E>& queries, const View<E>& keys, const T* directions, int32_t* order,
                 int32_t* leaf_of) {
-#pragma omp parallel num_threads(int(p.threads))
+#pragma omp parallel num_threads(threads_for(p, p.sequences * p.heads))
   {
     Splitter<T> splitter(p, directions);
 #pragma omp for schedule(dynamic)
@@ -479,24 +482,52 @@ int64_t total_nodes(const Problem& p) {
   return total;
 }
 
-// Mean squared distance of a node's keys to their mean, from the sums of their squared lengths; never below a millionth
-// of the whole sequence's, so that a node of one key has a logarithm.
-template <class T>
-void find_spreads(const Problem& p, const Nodes& tree, const T* means, int64_t row, T* spreads) {
-  const int64_t stride = padded<T>(p.width), top = tree.offset(p.heights - 1);
-  const T length = T(tree.length), left = T(tree.size(0, p.heights - 1));
-  T squares = 0, centre = 0;
-  for (int64_t node = top; node < top + 2; ++node) squares += spreads[node];
-  for (int64_t d = 0; d < stride; ++d) {
-    const T mean = (means[top * row + d] * left + means[(top + 1) * row + d] * (length - left)) / length;
-    centre += mean * mean;
+// Squared distances of a leaf's keys to their mean, added up; by a second look at the keys, which are still in the cache,
+// because a difference of large sums would lose the spread of keys that have much in common.
+template <class T, class E>
+T scatter_leaf(const View<E>& keys, int64_t s, int64_t h, const Nodes& tree, int64_t leaf, const T* sum, T* buffer) {
+  const int64_t width = tree.p.width, stride = padded<T>(width), first = tree.first_rank(leaf);
+  const int64_t end = tree.first_rank(leaf + 1);
+  T total = 0;
+  for (int64_t r = first; r < end; ++r) {
+    read_row(keys.row(s, h, tree.position(r)), width, stride, buffer);
+    add_scaled(buffer, sum, T(-1) / T(end - first), stride);
+    total += dot(buffer, buffer, stride);
   }
-  const T floor = std::max((squares / length - centre) * T(1e-6), std::numeric_limits<T>::min());
-  for (int64_t height = 0; height < p.heights; ++height)
+  return total;
+}
+
+// What two siblings' means add to the squared distances within them.
+template <class T>
+T scatter_between(const T* left, const T* right, T left_size, T right_size, int64_t stride) {
+  Vec<T> total{};
+  for (int64_t d = 0; d < stride; d += Lanes<T>::count) {
+    const Vec<T> apart = load(left + d) - load(right + d);
+    total += apart * apart;
+  }
+  return sum<T>(total) * left_size * right_size / (left_size + right_size);
+}
+
+// Logs of every node's mean squared distance to its mean, from the leaves' sums; never below a millionth of the whole
+// sequence's, so that a node of one key has a logarithm.
+template <class T>
+void find_spreads(const Nodes& tree, const T* means, int64_t row, T* spreads) {
+  const int64_t stride = padded<T>(tree.p.width), heights = tree.p.heights;
+  const auto joined = [&](int64_t height, int64_t node) {  // of node and node + 1 at a height
+    const int64_t at = tree.offset(height) + node;
+    return spreads[at] + spreads[at + 1] +
+           scatter_between(means + at * row, means + (at + 1) * row, T(tree.size(node, height)),
+                           T(tree.size(node + 1, height)), stride);
+  };
+  for (int64_t height = 1; height < heights; ++height)
+    for (int64_t node = 0; node < tree.count(height); ++node)
+      spreads[tree.offset(height) + node] = joined(height - 1, 2 * node);
+  const T whole = joined(heights - 1, 0) / T(tree.length);
+  const T floor = std::max(whole * T(1e-6), std::numeric_limits<T>::min());
+  for (int64_t height = 0; height < heights; ++height)
     for (int64_t node = 0; node < tree.count(height); ++node) {
-      const int64_t at = tree.offset(height) + node;
-      const T* mean = means + at * row;
-      spreads[at] = std::log(std::max(spreads[at] / T(tree.size(node, height)) - dot(mean, mean, stride), floor));
+      T& spread = spreads[tree.offset(height) + node];
+      spread = std::log(std::max(spread / T(tree.size(node, height)), floor));
     }
 }
 
@@ -506,7 +537,7 @@ template <class T, class E>
 void mean_nodes(const Problem& p, const View<E>& keys, const View<E>* values, const int32_t* order,
                 const int32_t* leaf_of, T* means, T* spreads) {
   const int64_t stride = padded<T>(p.width), parts = values ? 2 : 1, row = parts * stride, nodes = total_nodes(p);
-#pragma omp parallel num_threads(int(p.threads))
+#pragma omp parallel num_threads(threads_for(p, p.sequences * p.heads))
   {
     std::vector<T> buffer(stride);
 #pragma omp for schedule(dynamic)
@@ -514,26 +545,22 @@ void mean_nodes(const Problem& p, const View<E>& keys, const View<E>* values, co
       const Nodes tree(p, task, order, leaf_of);
       const int64_t s = task / p.heads, h = task % p.heads;
       T* out = means + task * nodes * row;
-      T* spread = spreads + task * nodes;
       std::fill_n(out, nodes * row, T(0));
-      if (p.by_spread) std::fill_n(spread, nodes, T(0));
-      for (int64_t leaf = 0; leaf < p.leaves; ++leaf)
+      for (int64_t leaf = 0; leaf < p.leaves; ++leaf) {
         for (int64_t r = tree.first_rank(leaf); r < tree.first_rank(leaf + 1); ++r) {
           const int64_t at = tree.position(r);
           read_row(keys.row(s, h, at), p.width, stride, buffer.data());
           add_scaled(out + leaf * row, buffer.data(), T(1), stride);
-          if (p.by_spread) spread[leaf] += dot(buffer.data(), buffer.data(), stride);
           if (!values) continue;
           read_row(values->row(s, h, at), p.width, stride, buffer.data());
           add_scaled(out + leaf * row + stride, buffer.data(), T(1), stride);
         }
+        if (p.by_spread)
+          spreads[task * nodes + leaf] = scatter_leaf(keys, s, h, tree, leaf, out + leaf * row, buffer.data());
+      }
       for (int64_t height = 1; height < p.heights; ++height) {
         T* level = out + tree.offset(height) * row;
         const T* below = out + tree.offset(height - 1) * row;
-        if (p.by_spread)
-          for (int64_t node = 0; node < tree.count(height); ++node)
-            spread[tree.offset(height) + node] =
-                spread[tree.offset(height - 1) + 2 * node] + spread[tree.offset(height - 1) + 2 * node + 1];
         for (int64_t node = 0; node < tree.count(height); ++node)
           for (int64_t d = 0; d < row; d += Lanes<T>::count)
             store<T>(level + node * row + d, load(below + 2 * node * row + d) + load(below + (2 * node + 1) * row + d));
@@ -544,7 +571,7 @@ void mean_nodes(const Problem& p, const View<E>& keys, const View<E>* values, co
           const T size = T(tree.size(node, height));
           for (int64_t d = 0; d < row; ++d) mean[d] /= size;
         }
-      if (p.by_spread) find_spreads(p, tree, out, row, spread);
+      if (p.by_spread) find_spreads(tree, out, row, spreads + task * nodes);
     }
   }
 }
@@ -572,7 +599,7 @@ void descend(const Problem& p, const View<E>& queries, const T* means, const T* 
              int32_t* far) {
   const int64_t stride = padded<T>(p.width), nodes = total_nodes(p);
   const T scale = T(1) / std::sqrt(T(p.width));
-#pragma omp parallel num_threads(int(p.threads))
+#pragma omp parallel num_threads(threads_for(p, p.sequences * p.heads * p.chunks))
   {
     std::vector<T> mean(stride), buffer(stride);
     std::vector<int64_t> kept, candidates;
@@ -598,7 +625,8 @@ void descend(const Problem& p, const View<E>& queries, const T* means, const T* 
         const T* level = means + (task * nodes + offset) * row;
         for (int64_t node : candidates) {
           const T logit = dot(mean.data(), level + node * row, stride) * scale;
-          ranked.emplace_back(-(p.by_spread ? logit + spreads[task * nodes + offset + node] : logit), node);
+          const T score = p.by_spread ? logit + spreads[task * nodes + offset + node] : logit;
+          ranked.emplace_back(score == score ? -score : std::numeric_limits<T>::infinity(), node);  // NaN comes last
         }
         // Candidates rise, so a stable sort leaves ties to the lower node.
         std::stable_sort(ranked.begin(), ranked.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
@@ -1005,7 +1033,7 @@ template <class T, class E>
 void attend(const Problem& p, const Inputs<E>& in, const int32_t* order, const int32_t* leaf_of, const int32_t* near,
             const int32_t* far, const T* means, const View<E>& out, T* lse) {
   const int64_t stride = padded<T>(p.width);
-#pragma omp parallel num_threads(int(p.threads))
+#pragma omp parallel num_threads(threads_for(p, p.sequences * p.heads * p.chunks))
   {
     Tile<T, E> tile(p, means);
     std::vector<T> mixed(kTile * stride);
@@ -1153,7 +1181,7 @@ template <class T, class E>
 void attend_backward(const Problem& p, const Inputs<E>& in, const int32_t* order, const int32_t* leaf_of,
                      const int32_t* near, const int32_t* far, const T* means, const View<E>& grad, const T* lse,
                      const Inputs<E>& grads) {
-#pragma omp parallel num_threads(int(p.threads))
+#pragma omp parallel num_threads(threads_for(p, p.sequences * p.heads))
   {
     Backward<T, E> backward(p, means);
 #pragma omp for schedule(dynamic)

@@ -5,14 +5,20 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 _SOURCE = Path(__file__).with_name("kernels.cpp")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+# Not every compiler knows its processor or has OpenMP; without OpenMP the kernels run on one core.
+_WISHES = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 300
 
@@ -31,11 +37,14 @@ def load_library() -> ctypes.CDLL:
         The loaded library.
 
     Raises:
-        BuildError: no compiler, a compiler that cannot build them, or a file that does not load.
+        BuildError: no compiler, one that cannot build them, or a file that is not to be trusted or does not load.
     """
-    path = _cached_path(_find_compiler())
+    _first_process()
+    compiler = _find_compiler()
+    path = _cached_path(compiler)
     if not path.exists():
-        _build(_find_compiler(), path)
+        _build(compiler, path)
+    _check_owner(path)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
@@ -53,19 +62,29 @@ def why_not() -> str | None:
     return None
 
 
-def _find_compiler() -> str:
+def num_threads() -> int:
+    """torch's number of threads; 1 in a forked process, where OpenMP's threads are gone and waiting for them hangs."""
+    return torch.get_num_threads() if os.getpid() == _first_process() else 1
+
+
+@lru_cache(maxsize=1)
+def _first_process() -> int:
+    """The process that loaded the library."""
+    return os.getpid()
+
+
+def _find_compiler() -> tuple[str, ...]:
     asked = os.environ.get("CXX")
-    for name in (asked,) if asked else _COMPILERS:
-        found = shutil.which(name)
+    for words in [shlex.split(asked)] if asked else [[name] for name in _COMPILERS]:
+        found = shutil.which(words[0]) if words else None
         if found is not None:
-            return found
+            return (found, *words[1:])
     raise BuildError(f"no C++ compiler found ({asked or ', '.join(_COMPILERS)}); install one, or set CXX to its path")
 
 
-def _cached_path(compiler: str) -> Path:
+def _cached_path(compiler: tuple[str, ...]) -> Path:
     """Where the build for this source, compiler and processor lies."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = (_SOURCE.read_text(), *_FLAGS, compiler, version, _processor())
+    parts = (_SOURCE.read_text(encoding="utf-8"), *_FLAGS, *compiler, _run([*compiler, "--version"]), _processor())
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return _cache_folder() / f"bucket-attention-{digest}.so"
 
@@ -73,44 +92,71 @@ def _cached_path(compiler: str) -> Path:
 def _processor() -> str:
     """What -march=native depends on: a cache may be shared by machines of several kinds."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+        text = ""
+    kinds = ("model name", "flags", "Features", "CPU part", "isa", "cpu\t")
+    found = sorted({line for line in text.splitlines() if line.startswith(kinds)})
+    return "\n".join([platform.machine(), platform.processor(), *found])
 
 
 def _cache_folder() -> Path:
     asked = os.environ.get("SORTYARD_CACHE")
-    root = Path(asked) if asked else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sortyard"
     try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BuildError(f"cannot write to {root} ({error.strerror}); set SORTYARD_CACHE to another folder") from error
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        root = (Path(asked) if asked else Path(base) / "sortyard").resolve()
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        raise BuildError(
+            f"there is no cache folder ({error}); set SORTYARD_CACHE to one that can be written"
+        ) from error
     return root
 
 
-def _build(compiler: str, path: Path) -> None:
+def _check_owner(path: Path) -> None:
+    """Code from a folder that others can write to is not run."""
+    if not hasattr(os, "getuid"):
+        return
+    for place in (path.parent, path):
+        found = place.stat()
+        if found.st_uid not in (0, os.getuid()) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise BuildError(f"{place} can be written by others; set SORTYARD_CACHE to a folder of your own (mode 700)")
+
+
+def _build(compiler: tuple[str, ...], path: Path) -> None:
     """Compile beside the target and move into place, so that processes that build at once do not disturb each other."""
-    _log.info("building the attention kernels with %s, once (some ten seconds)", compiler)
+    _log.info("building the attention kernels with %s, once (some ten seconds)", compiler[0])
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
-            made = Path(folder) / path.name
-            # Not every compiler has OpenMP; without it the kernels run on one core.
-            errors = [_run(compiler, [*_FLAGS, *extra], made) for extra in (["-fopenmp"], [])]
-            if not made.exists():
-                raise BuildError(f"{compiler} cannot build {_SOURCE.name}: {errors[-1]}")
-            made.replace(path)
+            made, said = Path(folder) / path.name, ""
+            for wishes in _WISHES:
+                said = _run([*compiler, *_FLAGS, *wishes, str(_SOURCE), "-o", str(made)])
+                if made.exists():
+                    made.chmod(0o700)
+                    made.replace(path)
+                    return
     except OSError as error:
         raise BuildError(f"cannot build in {path.parent} ({error}); set SORTYARD_CACHE to another folder") from error
+    raise BuildError(f"{compiler[0]} cannot build {_SOURCE.name}: {said}")
 
 
-def _run(compiler: str, flags: list[str], out: Path) -> str:
-    """Compile unless that is done; the first lines of the errors."""
-    if out.exists():
-        return ""
-    command = [compiler, *flags, str(_SOURCE), "-o", str(out)]
+def _run(command: list[str]) -> str:
+    """What a command says, its first lines; nothing of it outlives the time limit."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
-    except subprocess.TimeoutExpired:
-        return f"no end after {_SECONDS} seconds"
-    return "\n".join(done.stderr.splitlines()[:5])
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise BuildError(f"{command[0]} does not run: {error}") from error
+    with process:
+        try:
+            said, _ = process.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            return f"no end after {_SECONDS} seconds"
+    return "\n".join(said.splitlines()[:5])

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sortyard.ops.bucket_attention.compiled.library import num_threads
 from sortyard.ops.bucket_attention.groups import Group
 from sortyard.ops.bucket_attention.shapes import TreeShape
 from sortyard.ops.bucket_attention.spec import BucketSpec
@@ -80,7 +81,7 @@ def make_problem(q: Float[Tensor, "S H n K"], spec: BucketSpec, *, group: Group,
         "bucket_size": shape.bucket_size,
         "leaves": leaves,
         "heights": heights,
-        "near": shape.near,
+        "near": min(shape.near, leaves, 2 * shape.beam + int(causal)),
         "beam": shape.beam,
         "far": len(far),
         "chunk": spec.query_chunk,
@@ -91,9 +92,14 @@ def make_problem(q: Float[Tensor, "S H n K"], spec: BucketSpec, *, group: Group,
         "by_queries": int(spec.split == "queries"),
         "by_spread": int(spec.score == "spread" and not causal),
         "causal": int(causal),
-        "threads": torch.get_num_threads(),
+        "threads": num_threads(),
     }
-    return Problem(numbers, torch.tensor(group.lengths), torch.tensor(far), group.globals_at.contiguous())
+    return Problem(
+        numbers,
+        torch.tensor(group.lengths, device="cpu"),
+        torch.tensor(far, device="cpu"),
+        group.globals_at.contiguous(),
+    )
 
 
 def far_heights(shape: TreeShape, heights: int, *, causal: bool) -> list[int]:
