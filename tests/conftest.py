@@ -17,7 +17,7 @@ CHECKED = [
     "sortyard.ops",
     *(
         f"sortyard.model.{name}"
-        for name in ("block", "embeddings", "encoder", "feed_forward", "heads", "losses", "modeling")
+        for name in ("block", "embeddings", "encoder", "feed_forward", "heads", "losses", "modeling", "prediction_head")
     ),
     *(f"sortyard.model.attention.{name}" for name in ("bucket", "dense", "layer")),
     *(f"sortyard.model.experts.{name}" for name in ("balance", "context", "layer", "router", "routing")),

@@ -26,6 +26,7 @@ from sortyard.cli import (
     recipes,
     report,
     resume,
+    upcycle,
 )
 from sortyard.errors import InputError
 
@@ -52,6 +53,7 @@ app.command("recipes", rich_help_panel=START)(recipes.recipes)
 app.command("new", rich_help_panel=START)(new.new)
 app.command("pretrain", rich_help_panel=TRAIN)(pretrain.pretrain)
 app.command("finetune", rich_help_panel=TRAIN)(finetune.finetune)
+app.command("upcycle", rich_help_panel=TRAIN)(upcycle.upcycle)
 app.command("resume", rich_help_panel=TRAIN)(resume.resume)
 app.command("eval", rich_help_panel=USE)(evaluate.evaluate)
 app.command("predict", rich_help_panel=USE)(predict.predict)

@@ -197,7 +197,8 @@ def _layer_bytes(config: Any, *, layer: int, length: int, half: bool) -> float:
     """Bytes of activations that one layer keeps for each token."""
     inner = config.intermediate_size
     if config.has_experts(layer):
-        inner = config.num_experts_per_tok * (config.moe_intermediate_size + config.hidden_size)
+        routed = config.num_experts_per_tok * (config.moe_intermediate_size + config.hidden_size)
+        inner = routed + (inner if config.shared_expert else 0)
     values: float = 10 * config.hidden_size + (4 if config.gated_ffn else 2) * inner
     keys = _keys_per_query(config, kind=config.attention_of(layer), length=length)
     weights: float = config.num_attention_heads * keys

@@ -1,16 +1,22 @@
-"""Sortyard beside Hugging Face: any sequence-classification folder in, predictions out."""
+"""Sortyard beside Hugging Face: dense checkpoints in, predictions of any sequence-classification folder out."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sortyard.interop.predictor import Prediction, Predictor
+    from sortyard.interop.upcycling import upcycle
 
-__all__ = ["Prediction", "Predictor"]
+_HOMES = {
+    "Prediction": "sortyard.interop.predictor",
+    "Predictor": "sortyard.interop.predictor",
+    "upcycle": "sortyard.interop.upcycling",
+}
+
+__all__ = ["Prediction", "Predictor", "upcycle"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sortyard.interop import predictor
-
-    return getattr(predictor, name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -17,7 +17,10 @@ from sortyard.evaluation.batching import TextOrPair, position_limit, sequence_lo
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"),
+    *("spiece.model", "sentencepiece.bpe.model"),
+)
 
 
 @dataclass(frozen=True)

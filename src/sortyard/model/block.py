@@ -45,6 +45,8 @@ class Block(nn.Module):
             if config.has_experts(layer)
             else FeedForward(config)
         )
+        has_shared = config.shared_expert and config.has_experts(layer)
+        self.shared_ffn = FeedForward(config) if has_shared else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(
@@ -86,8 +88,8 @@ class Block(nn.Module):
     ) -> tuple[Tensor, RoutingRecord | None]:
         if not isinstance(self.ffn, ExpertLayer):
             return self.ffn(hidden), None
-        routed: tuple[Tensor, RoutingRecord] = self.ffn(hidden, segments=segments, token_ids=token_ids)
-        return routed
+        mixed, routing = self.ffn(hidden, segments=segments, token_ids=token_ids)
+        return mixed if self.shared_ffn is None else mixed + self.shared_ffn(hidden), routing
 
 
 def _norm(config: SortyardConfig) -> nn.LayerNorm:

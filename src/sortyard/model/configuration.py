@@ -28,6 +28,10 @@ class SortyardConfig(PreTrainedConfig):
         first_attention_norm: whether the first block norms the attention's input (ModernBERT does not).
         classifier_activation: activation of the sequence classifier's dense layer ("tanh" in BERT's pooler).
         classifier_norm: a norm after it (BERT's pooler has none).
+        embedding_size: width of the embeddings where a projection leads to `hidden_size` (ELECTRA); None = that width.
+        head_activation: activation of a language model's dense layer; None = `hidden_act`.
+        token_head: whether token classifiers and question answering have the classifier's dense layer, too.
+        shared_expert: whether a dense feed-forward layer of `intermediate_size` stands beside every layer's experts.
         sparse_prediction: with labels, compute masked-LM logits at the targets only.
         causal: whether a token sees only itself and what stands before it.
     """
@@ -59,6 +63,10 @@ class SortyardConfig(PreTrainedConfig):
     classifier_pooling: Literal["cls", "mean"] = "cls"
     classifier_activation: str = "gelu"
     classifier_norm: bool = True
+    embedding_size: int | None = None
+    head_activation: str | None = None
+    token_head: bool = False
+    shared_expert: bool = False
     initializer_range: float = 0.02
     sparse_prediction: bool = True
     tie_word_embeddings: bool = True

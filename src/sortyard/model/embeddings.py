@@ -8,11 +8,11 @@ from sortyard.model.configuration import SortyardConfig
 
 
 class Embeddings(nn.Module):
-    """Sum of token, token-type and learned position embeddings, then a norm and dropout."""
+    """Sum of token, token-type and learned position embeddings, then a norm, dropout and, if narrower, a projection."""
 
     def __init__(self, config: SortyardConfig) -> None:
         super().__init__()
-        width = config.hidden_size
+        width = config.embedding_size or config.hidden_size
         self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         learned = config.position_embedding_type == "learned"
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width) if learned else None
@@ -21,10 +21,12 @@ class Embeddings(nn.Module):
             nn.LayerNorm(width, eps=config.norm_eps, bias=config.use_bias) if config.embedding_norm else nn.Identity()
         )
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        is_narrow = width != config.hidden_size
+        self.projection = nn.Linear(width, config.hidden_size, bias=config.use_bias) if is_narrow else nn.Identity()
 
     def forward(
         self,
-        inputs_embeds: Float[Tensor, "B T D"],
+        inputs_embeds: Float[Tensor, "B T W"],
         positions: Int[Tensor, "B T"],
         token_type_ids: Int[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B T D"]:
@@ -55,7 +57,7 @@ class Embeddings(nn.Module):
                     "truncate it, or raise the limit"
                 )
             hidden = hidden + self.position_embeddings(positions)
-        out: Tensor = self.dropout(self.norm(hidden))
+        out: Tensor = self.projection(self.dropout(self.norm(hidden)))
         return out
 
 

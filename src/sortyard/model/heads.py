@@ -6,30 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationMixin
-from transformers.activations import ACT2FN
 from transformers.utils.generic import can_return_tuple
 
 from sortyard.model.configuration import SortyardConfig
 from sortyard.model.losses import IGNORED, TargetLoss, cross_entropy, sequence_loss
 from sortyard.model.modeling import SortyardModel, SortyardPreTrainedModel
 from sortyard.model.outputs import SortyardHeadOutput, SortyardModelOutput, SortyardQuestionAnsweringOutput
-
-
-class PredictionHead(nn.Module):
-    """Dense, activation, norm: what stands between the encoder and a vocabulary or classifier projection."""
-
-    def __init__(self, config: SortyardConfig, *, activation: str, norm: bool = True) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.use_bias)
-        self.activation = ACT2FN[activation]
-        self.norm = (
-            nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.use_bias) if norm else nn.Identity()
-        )
-
-    def forward(self, hidden: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
-        """Transform each state by itself."""
-        out: Tensor = self.norm(self.activation(self.dense(hidden)))
-        return out
+from sortyard.model.prediction_head import PredictionHead, classifier_head, token_head
 
 
 def _encode(
@@ -65,8 +48,9 @@ class _LanguageModel(SortyardPreTrainedModel):
     def __init__(self, config: SortyardConfig) -> None:
         super().__init__(config)
         self.model = SortyardModel(config)
-        self.head = PredictionHead(config, activation=config.hidden_act)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=True)
+        width = config.embedding_size or config.hidden_size
+        self.head = PredictionHead(config, width=width, activation=config.head_activation or config.hidden_act)
+        self.decoder = nn.Linear(width, config.vocab_size, bias=True)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
@@ -168,7 +152,7 @@ class SortyardForSequenceClassification(SortyardPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = SortyardModel(config)
-        self.head = PredictionHead(config, activation=config.classifier_activation, norm=config.classifier_norm)
+        self.head = classifier_head(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
@@ -215,6 +199,7 @@ class SortyardForTokenClassification(SortyardPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = SortyardModel(config)
+        self.head = token_head(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
@@ -241,7 +226,7 @@ class SortyardForTokenClassification(SortyardPreTrainedModel):
             Loss and logits [B, T, num_labels].
         """
         outputs, hidden = _encode(self.model, input_ids, attention_mask, has_labels=labels is not None, **kwargs)
-        logits = self.classifier(self.dropout(hidden))
+        logits = self.classifier(self.dropout(self.head(hidden)))
         loss = None if labels is None else cross_entropy(logits.flatten(0, 1), labels.flatten())
         return _head_output(outputs, logits, loss, num_items_in_batch)
 
@@ -252,6 +237,7 @@ class SortyardForQuestionAnswering(SortyardPreTrainedModel):
     def __init__(self, config: SortyardConfig) -> None:
         super().__init__(config)
         self.model = SortyardModel(config)
+        self.head = token_head(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
@@ -281,7 +267,7 @@ class SortyardForQuestionAnswering(SortyardPreTrainedModel):
         outputs, hidden = _encode(
             self.model, input_ids, attention_mask, has_labels=start_positions is not None, **kwargs
         )
-        start, end = self.qa_outputs(hidden).unbind(dim=-1)
+        start, end = self.qa_outputs(self.head(hidden)).unbind(dim=-1)
         total, task, balance = None, None, outputs.aux_loss
         if start_positions is not None and end_positions is not None:
             losses = [

@@ -85,7 +85,7 @@ class SortyardModel(SortyardPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Int[Tensor, "B T"] | None = None,
         position_ids: Int[Tensor, "rows T"] | None = None,
-        inputs_embeds: Float[Tensor, "B T D"] | None = None,
+        inputs_embeds: Float[Tensor, "B T W"] | None = None,
         cu_seqlens: Int[Tensor, " boundaries"] | None = None,
         global_tokens: Int[Tensor, "B T"] | Bool[Tensor, "B T"] | None = None,
         output_attentions: bool | None = None,
