@@ -12,6 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from sortyard.model.configuration import SortyardConfig
 from sortyard.model.embeddings import Embeddings
 from sortyard.model.encoder import Encoder
+from sortyard.model.experts.interface import check_implementation
 from sortyard.model.experts.layer import ExpertLayer
 from sortyard.model.experts.options import check_causal
 from sortyard.model.outputs import SortyardModelOutput
@@ -46,6 +47,14 @@ class SortyardPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ExpertLayer):
             module.reset_parameters(std)
 
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True
+
+    def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
+        """Check an experts implementation; see `check_implementation`. It is not saved with the model."""
+        return check_implementation(requested_experts)
+
     def update_expert_bias(self, expert_loads: Float[Tensor, "L E"] | None) -> None:
         """Move every expert layer's loss-free selection bias; call it once after an optimizer step.
 
@@ -68,6 +77,9 @@ class SortyardModel(SortyardPreTrainedModel):
             check_causal(config.options())
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
+        for module in self.encoder.modules():
+            if isinstance(module, ExpertLayer):
+                module.config = config
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

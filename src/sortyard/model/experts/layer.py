@@ -3,13 +3,16 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from sortyard.model.experts.balance import balance_loss
 from sortyard.model.experts.context import Context, make_context
+from sortyard.model.experts.interface import EAGER, OURS, foreign_function
 from sortyard.model.experts.options import ExpertOptions
 from sortyard.model.experts.router import Router, make_router
 from sortyard.model.experts.routing import RoutingRecord
+from sortyard.ops.expert_dispatch import Routing
 from sortyard.ops.grouped_mlp import activate, check_activation, grouped_mlp
 from sortyard.ops.segments import Segments
 
@@ -19,7 +22,19 @@ class ExpertLayer(nn.Module):
 
     Experts are stacked as [E, out, in]: `gate_up_proj` (gated; gate rows first, then up rows) or `up_proj`, and
     `down_proj`; what does not apply is None. Dropout is the block's.
+
+    This is the layout of transformers' experts modules, and with the attributes they describe themselves by, the
+    functions of its experts interface run on this layer, too. `config` is set by the model: its experts
+    implementation, read anew in every pass, decides. A layer without one runs ours.
     """
+
+    config: PreTrainedConfig | None = None
+    is_transposed = False
+    is_concatenated = True
+    has_post_expert_norm = False
+    # Padding carries the expert number E, just as tokens of another rank's experts do under expert parallelism; with
+    # this, transformers' functions leave such slots out.
+    _is_expert_parallel = True
 
     def __init__(
         self,
@@ -36,7 +51,8 @@ class ExpertLayer(nn.Module):
         num_experts, inner = options.num_experts, options.moe_intermediate_size
         self.num_experts = num_experts
         self.hidden_act = hidden_act
-        self.gated = gated
+        self.gated = self.has_gate = gated
+        self.has_bias = bias
         self.balance = options.balance
         self.balance_coef = options.balance_coef
         self.bias_update_rate = options.bias_update_rate
@@ -84,8 +100,17 @@ class ExpertLayer(nn.Module):
             The weighted sum of each token's experts, and the record of the routing.
         """
         routing = self.router(hidden, self.context(hidden, segments), token_ids, segments)
-        mixed = grouped_mlp(
-            hidden.flatten(0, 1),
+        mixed = self._mix(hidden.flatten(0, 1), routing)
+        balance = balance_loss(routing, form=self.balance, coef=self.balance_coef)
+        record = RoutingRecord(routing.scores, routing.experts, routing.weights, routing.loads, balance)
+        return mixed.view_as(hidden), record
+
+    def _mix(self, tokens: Float[Tensor, "N D"], routing: Routing) -> Float[Tensor, "N D"]:
+        name = OURS if self.config is None else self.config._experts_implementation
+        if name not in (OURS, EAGER):
+            return foreign_function(name)(self, tokens, routing.experts, routing.weights)
+        return grouped_mlp(
+            tokens,
             routing,
             up=self._up,
             down=self.down_proj,
@@ -93,10 +118,22 @@ class ExpertLayer(nn.Module):
             down_bias=self.down_proj_bias,
             activation=self.hidden_act,
             gated=self.gated,
+            backend="reference" if name == EAGER else None,
         )
-        balance = balance_loss(routing, form=self.balance, coef=self.balance_coef)
-        record = RoutingRecord(routing.scores, routing.experts, routing.weights, routing.loads, balance)
-        return mixed.view_as(hidden), record
+
+    def act_fn(self, inner: Float[Tensor, "R F"]) -> Float[Tensor, "R F"]:
+        """The activation of ungated experts; part of transformers' face.
+
+        Args:
+            inner: inner values.
+
+        Returns:
+            Activated values.
+        """
+        return activate(inner, activation=self.hidden_act, gated=False)
+
+    def _apply_gate(self, inner: Float[Tensor, "R up"]) -> Float[Tensor, "R F"]:
+        return activate(inner, activation=self.hidden_act, gated=True)
 
     def expert_outputs(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "E N D"]:
         """Run every expert on every token, unweighted, to compare experts.

@@ -1,40 +1,41 @@
 """The experts' feed-forward nets over routed tokens, dropless; this module chooses the backend."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sortyard.ops.expert_dispatch import Routing
-from sortyard.ops.grouped_mlp.activations import activate, check_activation
-from sortyard.ops.grouped_mlp.products import can_group, kernel_product, sliced_product
+from sortyard.ops.grouped_mlp.activations import ACTIVATIONS, activate, check_activation
+from sortyard.ops.grouped_mlp.fused import fused_mlp
 from sortyard.ops.grouped_mlp.reference import masked_mlp
-from sortyard.ops.grouped_mlp.sorted import sorted_mlp
+from sortyard.ops.grouped_mlp.sorted import can_group, sorted_mlp
+from sortyard.ops.grouped_mlp.triton_backend import is_available, triton_mlp
 
 _BACKENDS: dict[str, Callable[..., Tensor]] = {
     "reference": masked_mlp,
-    "grouped": partial(sorted_mlp, product=kernel_product),
-    "loop": partial(sorted_mlp, product=sliced_product),
+    "grouped": sorted_mlp,
+    "fused": fused_mlp,
+    "triton": triton_mlp,
 }
 BACKENDS = tuple(_BACKENDS)
 
-__all__ = ["BACKENDS", "activate", "check_activation", "choose_backend", "grouped_mlp"]
+__all__ = ["ACTIVATIONS", "BACKENDS", "activate", "check_activation", "choose_backend", "grouped_mlp"]
 
 
 def choose_backend(x: Float[Tensor, "N D"], *, up: Float[Tensor, "E up D"], down: Float[Tensor, "E D F"]) -> str:
-    """Name the fastest backend that can run these operands, which are of one type already.
+    """Name the fastest backend that can run these operands.
 
     Args:
-        x: token vectors.
+        x: token vectors, in the type to compute in.
         up: stacked inward matrices.
         down: stacked outward matrices.
 
     Returns:
-        "grouped" where torch's kernel runs, else "loop".
+        "fused" on a CPU; elsewhere "grouped" where torch's kernel runs, and "fused" where it does not.
     """
-    return "grouped" if can_group(x, widths=(x.shape[1], up.shape[1], down.shape[2])) else "loop"
+    return "grouped" if x.device.type != "cpu" and can_group(x, widths=_widths(up, down)) else "fused"
 
 
 def grouped_mlp(
@@ -52,8 +53,8 @@ def grouped_mlp(
     """Add up, for each token, the outputs of its experts times their weights.
 
     Expert e computes `down[e] act(up[e] x + up_bias[e]) + down_bias[e]`; when gated, the first half of `up`'s rows is
-    the gate and the second the value. Every routed copy is computed; padding comes out zero. Under autocast all
-    operands are cast to its type, and so is the result.
+    the gate and the second the value. Every routed copy is computed; padding comes out zero. Everything is computed
+    in x's type, or in autocast's.
 
     Args:
         x: token vectors.
@@ -64,29 +65,27 @@ def grouped_mlp(
         down_bias: outward biases.
         activation: transformers name of the activation.
         gated: whether experts are gated.
-        backend: "reference", "grouped" or "loop"; left out, `choose_backend` decides.
+        backend: "reference", "grouped", "fused" or "triton"; left out, `choose_backend` decides.
 
     Returns:
         The mixed outputs.
 
     Raises:
-        ValueError: if widths do not fit `gated`, or a name is unknown.
+        ValueError: if widths do not fit `gated`, a name is unknown, or the backend does not run here.
     """
     if up.shape[1] != down.shape[2] * (2 if gated else 1):
         raise ValueError(
             f"up has {up.shape[1]} rows; it must have {'2F' if gated else 'F'} for down's inner width F={down.shape[2]}"
         )
-    dtype = _compute_dtype(x)
-    x, up, down = x.to(dtype), up.to(dtype), down.to(dtype)
-    up_bias = None if up_bias is None else up_bias.to(dtype)
-    down_bias = None if down_bias is None else down_bias.to(dtype)
+    check_activation(activation)
+    x = x.to(_compute_dtype(x))
     backend = choose_backend(x, up=up, down=down) if backend is None else backend
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    _check_runs(backend, x, widths=_widths(up, down))
+    matrices = {"up": up, "down": down, "up_bias": up_bias, "down_bias": down_bias}
+    if backend != "fused":  # which casts one expert's matrices when it comes to them
+        matrices = {name: None if value is None else value.to(x.dtype) for name, value in matrices.items()}
     with torch.autocast(x.device.type, enabled=False):
-        return _BACKENDS[backend](
-            x, routing, up=up, down=down, up_bias=up_bias, down_bias=down_bias, activation=activation, gated=gated
-        )
+        return _BACKENDS[backend](x, routing, **matrices, activation=activation, gated=gated)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
@@ -94,3 +93,23 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
+
+
+def _widths(up: Float[Tensor, "E up D"], down: Float[Tensor, "E D F"]) -> tuple[int, ...]:
+    return (up.shape[2], up.shape[1], down.shape[2])
+
+
+def _check_runs(backend: str, x: Tensor, *, widths: tuple[int, ...]) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    if backend == "grouped" and not can_group(x, widths=widths):
+        raise ValueError(
+            f"backend='grouped' cannot multiply {x.dtype} rows of widths {widths} on {x.device.type}: torch's kernel "
+            "takes float32, bfloat16 and float16, rows of a multiple of 16 bytes, and in compiled graphs bfloat16 "
+            "only; leave backend out"
+        )
+    if backend == "triton" and not is_available(x.device):
+        raise ValueError(
+            f"backend='triton' needs triton and a CUDA device, and the tensors are on {x.device.type}; leave backend "
+            "out (or set TRITON_INTERPRET=1 to interpret its kernels, which is slow)"
+        )

@@ -1,14 +1,36 @@
-"""Experts over sorted copies: gather, multiply in groups, activate, multiply in groups, add back."""
+"""Experts over sorted copies by torch's grouped products: gather, multiply, activate, multiply, add back."""
 
-from collections.abc import Callable
-
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from sortyard.ops.expert_dispatch import Dispatch, Routing, combine, dispatch, sort_copies
 from sortyard.ops.grouped_mlp.activations import activate
 
-Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def can_group(x: Float[Tensor, "R D"], *, widths: tuple[int, ...]) -> bool:
+    """Say whether torch's grouped kernel can multiply these rows.
+
+    Args:
+        x: rows, in the type they will be multiplied in.
+        widths: all row lengths of the operands.
+
+    Returns:
+        False where the kernel does not exist, or refuses type, alignment or compilation.
+    """
+    aligned = all(width * x.element_size() % 16 == 0 for width in widths)
+    # Compiled graphs only take bfloat16 (torch 2.13's shape rule for grouped_mm); drop this when it takes the others.
+    compilable = x.dtype == torch.bfloat16 or not torch.compiler.is_compiling()
+    return hasattr(F, "grouped_mm") and x.dtype in GROUPED_DTYPES and aligned and compilable and _device_can(x)
+
+
+def _device_can(x: Tensor) -> bool:
+    if x.device.type == "cuda":
+        return torch.cuda.get_device_capability(x.device) >= (8, 0)
+    return x.device.type == "cpu"
 
 
 def sorted_mlp(
@@ -21,14 +43,13 @@ def sorted_mlp(
     down_bias: Float[Tensor, "E D"] | None,
     activation: str,
     gated: bool,
-    product: Product,
 ) -> Float[Tensor, "N D"]:
-    """Run all experts side by side; arguments as for `grouped_mlp`, and the grouped product to use."""
+    """Run all experts side by side; arguments as for `grouped_mlp`."""
     order = sort_copies(routing)
-    inner = product(dispatch(x, order), up, order.ends)  # [R, up]
+    inner = F.grouped_mm(dispatch(x, order), up.transpose(1, 2), offs=order.ends)  # [R, up]
     inner = activate(_add_bias(inner, up_bias, order), activation=activation, gated=gated)  # [R, F]
-    copies = _add_bias(product(inner, down, order.ends), down_bias, order)  # [R, D]
-    return combine(copies, order, weights=routing.weights)
+    copies = F.grouped_mm(inner, down.transpose(1, 2), offs=order.ends)  # [R, D]
+    return combine(_add_bias(copies, down_bias, order), order, weights=routing.weights)
 
 
 def _add_bias(rows: Float[Tensor, "R O"], bias: Float[Tensor, "E O"] | None, order: Dispatch) -> Float[Tensor, "R O"]:

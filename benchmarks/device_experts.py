@@ -1,0 +1,269 @@
+"""Expert backends on a GPU: errors there, then time against the dense layer and transformers' grouped experts.
+
+Run on a machine with a GPU: python benchmarks/device_experts.py [--out FILE]   (under 10 minutes, no network)
+Run anywhere, small and slow: python benchmarks/device_experts.py --interpret --out FILE
+Writes benchmarks/results/device_experts.json unless told otherwise; exit status 1 where an error is off.
+"""
+
+# ruff: noqa: E402
+# Triton decides at import whether its functions are interpreted, so the variable comes before the imports.
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+INTERPRET = "--interpret" in sys.argv
+if INTERPRET:
+    os.environ["TRITON_INTERPRET"] = "1"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+
+import torch
+from torch import Tensor
+
+from sortyard.ops import Routing, grouped_mlp, route
+from sortyard.ops.grouped_mlp import BACKENDS
+from sortyard.studies.bench.cases import make_call
+from sortyard.studies.bench.experts_cases import ExpertCase, ExpertInputs, make_inputs
+from sortyard.studies.bench.experts_sides import DENSE, OURS, PEERS, ExpertSide, find_sides
+from sortyard.studies.bench.results import version_of
+from sortyard.studies.bench.runner import alternate, ratio_of
+from sortyard.training.environment import describe_environment
+
+DEVICE = "cpu" if INTERPRET else "cuda"
+DEADLINE = time.monotonic() + 540
+SEED = 0
+WIDTH, INNER = (32, 64) if INTERPRET else (768, 3072)
+EXPERTS = ((4, 2),) if INTERPRET else ((8, 2), (64, 8))
+TOKENS = {48: 1} if INTERPRET else {512: 15, 2048: 15, 4096: 15, 16_384: 15, 65_536: 9}  # repetitions
+DIRECTIONS = ("forward", "forward+backward")
+PARITY_TOKENS = (1, 37) if INTERPRET else (1, 63, 1000, 5003)
+PARITY_DTYPES = (torch.bfloat16, torch.float32) if INTERPRET else (torch.bfloat16, torch.float16, torch.float32)
+PARITY_LOADS = ("even", "one_expert", "empty_experts")
+WANTED = [name for name in ("grouped", "triton") if name in BACKENDS]
+CALLS_IN_A_ROW = 1 if INTERPRET else 3  # on a GPU, so that launches overlap with the device's work
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--interpret", action="store_true", help="run small, on a CPU, under Triton's interpreter")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "device_experts.json")
+    path: Path = parser.parse_args().out
+    found = describe()
+    if DEVICE == "cuda":
+        # The truth is float32 without the tensor cores' shortened products.
+        torch.backends.cuda.matmul.allow_tf32 = False
+    found["parity"] = [
+        check_parity(backend, tokens, dtype, load=load, gated=gated, bias=bias)
+        for backend, tokens, dtype, load, (gated, bias) in product(
+            WANTED, PARITY_TOKENS, PARITY_DTYPES, PARITY_LOADS, ((False, False), (True, True))
+        )
+        if has_time(f"parity {backend} {tokens} {dtype} {load}", 60)
+    ]
+    save(path, found)
+    found["timing"] = {}
+    for (num_experts, per_tok), direction, tokens in product(EXPERTS, DIRECTIONS, TOKENS):
+        case = ExpertCase(
+            length=tokens, dtype="bf16", direction=direction, num_experts=num_experts, num_experts_per_tok=per_tok,
+            hidden_size=WIDTH, intermediate_size=INNER, seed=SEED, device=DEVICE,
+        )  # fmt: skip
+        if has_time(f"timing {case.key}", 60):
+            found["timing"][case.key] = measure(case, TOKENS[tokens])
+            save(path, found)
+    print_table(found["timing"])
+    return 0 if all(case["passes"] for case in found["parity"]) else 1
+
+
+def describe() -> dict[str, Any]:
+    name = "cpu" if INTERPRET else f"cuda: {torch.cuda.get_device_name()}"
+    environment = describe_environment(seed=SEED, device=name, data_fingerprint="", command=["device_experts.py"])
+    return {
+        "what": "expert backends: errors on the device, then seconds beside a dense layer of equal active work and "
+        "transformers' grouped experts; ours with its router, transformers' with a plain one on the same gate",
+        "script": "benchmarks/device_experts.py",
+        "date": datetime.now(UTC).date().isoformat(),
+        "interpreted": INTERPRET,
+        "shape": {"hidden_size": WIDTH, "intermediate_size": INNER, "dtype": "bf16"},
+        "environment": {key: environment[key] for key in ("versions", "python", "platform", "machine", "commit")},
+        "triton": version_of("triton"),
+        "backends": list(BACKENDS),
+    }
+
+
+def has_time(what: str, seconds: float) -> bool:
+    """Whether a part may still begin; says so where not. The interpreter has no deadline."""
+    if INTERPRET or time.monotonic() + seconds < DEADLINE:
+        return True
+    print(f"left out, the time is over: {what}", flush=True)
+    return False
+
+
+def save(path: Path, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def check_parity(
+    backend: str, tokens: int, dtype: torch.dtype, *, load: str, gated: bool, bias: bool
+) -> dict[str, Any]:
+    """Largest errors against float64 of a backend and of the reference in the same dtype, from one routing."""
+    num_experts, per_tok = (4, 2) if INTERPRET else (16, 4)
+    weights = draw_weights(num_experts, dtype, gated=gated, bias=bias)
+    x, scores, gradient = draw_tokens(tokens, num_experts, dtype, load=load)
+    options = {"num_groups": 1, "num_groups_per_tok": 1, "num_experts_per_tok": 1 if load == "one_expert" else per_tok}
+    settings = {"activation": "gelu", "gated": gated}
+
+    def run(name: str, type_: torch.dtype) -> list[Tensor]:
+        leaves = {key: value.detach().to(type_).requires_grad_() for key, value in weights.items()}
+        own, gate = x.detach().to(type_).requires_grad_(), scores.detach().clone().requires_grad_()
+        routing: Routing = route(gate, **options)
+        out = grouped_mlp(own, routing, **leaves, **settings, backend=name)
+        grads = torch.autograd.grad(out, [own, gate, *leaves.values()], gradient.to(type_))
+        return [out.detach(), *grads]
+
+    found: dict[str, Any] = {
+        "backend": backend, "tokens": tokens, "dtype": str(dtype), "load": load, "gated": gated, "bias": bias,
+    }  # fmt: skip
+    try:
+        ours = run(backend, dtype)
+    except Exception as error:  # a kernel may fail in any way; the run goes on and says so
+        found |= {"passes": False, "error": f"{type(error).__name__}: {str(error)[:300]}"}
+        print("parity", json.dumps(found), flush=True)
+        return found
+    truth, twin = run("reference", torch.float64), run("reference", dtype)
+    names = ("out", "dx", "dscores", *(f"d{key}" for key in weights))
+    errors = {
+        name: [float((result.double() - true).abs().max()) for result in (mine, theirs)]
+        for name, mine, theirs, true in zip(names, ours, twin, truth, strict=True)
+    }
+    # Few roundings of few numbers make a chancy ratio: errors of some units in the last place are let pass.
+    floors = [8 * torch.finfo(dtype).eps * float(true.abs().max()) for true in truth]
+    passes = all(errors[name][0] <= max(2 * errors[name][1], floor) for name, floor in zip(names, floors, strict=True))
+    found |= {"errors": errors, "passes": passes}
+    print("parity", json.dumps(found), flush=True)
+    return found
+
+
+def draw_weights(num_experts: int, dtype: torch.dtype, *, gated: bool, bias: bool) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(SEED)
+    inner = INNER // 4
+    up = 2 * inner if gated else inner
+    shapes = {"up": (num_experts, up, WIDTH), "down": (num_experts, WIDTH, inner)}
+    if bias:
+        shapes |= {"up_bias": (num_experts, up), "down_bias": (num_experts, WIDTH)}
+    scale = {key: 1.0 if key.endswith("bias") else shape[-1] ** -0.5 for key, shape in shapes.items()}
+    drawn = {key: scale[key] * torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    return {key: value.to(DEVICE, dtype) for key, value in drawn.items()}
+
+
+def draw_tokens(tokens: int, num_experts: int, dtype: torch.dtype, *, load: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, gate scores that send them evenly, to one expert, or past the upper half, and the output's gradient."""
+    generator = torch.Generator().manual_seed(SEED + 1)
+    x, gradient = torch.randn(2, tokens, WIDTH, generator=generator).to(DEVICE, dtype)
+    logits = torch.randn(tokens, num_experts, generator=generator)
+    if load == "one_expert":
+        logits[:, 1] += 100.0
+    elif load == "empty_experts":
+        logits[:, num_experts // 2 :] -= 100.0
+    return x, logits.sigmoid().clamp_min(1e-6).to(DEVICE), gradient
+
+
+def measure(case: ExpertCase, repetitions: int) -> dict[str, Any]:
+    """Median seconds of every side, alternated, how many times dense's they are, and the memory each needs."""
+    inputs = make_inputs(case)
+    calls = {name: make_call(side.work(inputs, case), direction=case.direction) for name, side in sides(case).items()}
+    for name in list(calls):
+        try:
+            calls[name]()
+        except Exception as error:  # a side may fail in any way; the run goes on without it
+            print(f"left out: {name} at {case.key}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+            del calls[name]
+    if case.direction == "forward":
+        calls |= {f"{name}-replayed": graph for name in list(calls) if (graph := record_graph(name, calls[name]))}
+    runs = alternate(
+        {name: partial(in_a_row, call) for name, call in calls.items()},
+        repetitions=repetitions,
+        synchronise=synchronize,
+    )
+    result = {
+        "max_over_fair_load": load_of(inputs),
+        "seconds": {name: sorted(seconds)[len(seconds) // 2] / CALLS_IN_A_ROW for name, seconds in runs.items()},
+        "times_dense": {name: ratio_of(seconds, runs[DENSE]).record() for name, seconds in runs.items()},
+        "peak_bytes": {name: peak_bytes(call) for name, call in calls.items() if not name.endswith("-replayed")},
+    }
+    print(case.key, json.dumps(result), flush=True)
+    return result
+
+
+def sides(case: ExpertCase) -> dict[str, ExpertSide]:
+    """Dense, ours as it chooses and by backend, compiled ones, and transformers' grouped experts."""
+    found = find_sides(case.device)
+    names = [DENSE, OURS, *(f"{OURS}-{name}" for name in WANTED), f"{PEERS}grouped"]
+    if not INTERPRET:
+        names += [f"{DENSE}-compiled", f"{OURS}-compiled"]
+    return {name: found[name] for name in names if name in found}
+
+
+def in_a_row(call: Callable[[], object]) -> None:
+    for _ in range(CALLS_IN_A_ROW):
+        call()
+
+
+def record_graph(name: str, call: Callable[[], object]) -> Callable[[], object] | None:
+    """Launches recorded once and replayed: what the device needs when the host does not hold it up."""
+    if DEVICE != "cuda" or name.endswith("-compiled"):
+        return None
+    try:
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+    except Exception as error:  # timing goes on without it
+        print(f"left out: {name} replayed as a graph: {type(error).__name__}: {str(error)[:300]}", flush=True)
+        return None
+    return graph.replay
+
+
+def load_of(inputs: ExpertInputs) -> float:
+    with torch.no_grad():
+        loads = inputs.layer.router(inputs.hidden, None, None, inputs.segments).loads
+    return float(loads.max() / loads.mean())
+
+
+def synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_bytes(call: Callable[[], object]) -> int | None:
+    """Memory that a call needs on top of what was there before."""
+    if DEVICE != "cuda":
+        return None
+    synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def print_table(timing: dict[str, dict[str, Any]]) -> None:
+    """Milliseconds, and how many times dense's they are."""
+    for key, result in timing.items():
+        times = "  ".join(
+            f"{name} {1000 * seconds:.3f} ms ({result['times_dense'][name]['median']:.2f})"
+            for name, seconds in result["seconds"].items()
+        )
+        print(f"{key:<32} {times}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

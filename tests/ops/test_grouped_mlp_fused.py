@@ -1,0 +1,211 @@
+"""The fused experts: every activation, every subset of gradients, awkward slots, compilation."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sortyard.ops.expert_dispatch import Routing
+from sortyard.ops.grouped_mlp import ACTIVATIONS, grouped_mlp
+from sortyard.ops.grouped_mlp.fused import operator
+from sortyard.ops.grouped_mlp.fused.pages import advise_huge_pages
+from sortyard.ops.grouped_mlp.fused.runs import max_rows, sort_runs
+
+N, D, F, E, K = 37, 10, 7, 5, 2
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) / 2
+
+
+def operands(*, gated: bool, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    width = 2 * F if gated else F
+    shapes = {"up": (E, width, D), "down": (E, D, F), "up_bias": (E, width), "down_bias": (E, D)}
+    return {name: draw(*shape, seed=seed, dtype=dtype) for seed, (name, shape) in enumerate(shapes.items())}
+
+
+def routing_of(experts: Tensor, weights: Tensor) -> Routing:
+    loads = torch.bincount(experts.flatten(), minlength=E + 1)[:E].float()
+    return Routing(experts, weights, torch.zeros(len(experts), E), loads, len(experts))
+
+
+def choices() -> Tensor:
+    return torch.rand(N, E, generator=torch.Generator().manual_seed(5)).topk(K).indices
+
+
+def gradients(backend: str, experts: Tensor, *, activation: str = "gelu", gated: bool, **given: Tensor) -> list[Tensor]:
+    leaves = {"x": draw(N, D, seed=8), "weights": draw(N, K, seed=9), **operands(gated=gated), **given}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    routing = routing_of(experts, leaves["weights"])
+    nets = {name: leaf for name, leaf in leaves.items() if name not in ("x", "weights")}
+    out = grouped_mlp(leaves["x"], routing, **nets, activation=activation, gated=gated, backend=backend)
+    out.backward(draw(N, D, seed=10))
+    return [out.detach(), *(leaf.grad for leaf in leaves.values())]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_every_activation_has_the_references_values_and_gradients(activation, gated):
+    found = gradients("fused", choices(), activation=activation, gated=gated)
+    truth = gradients("reference", choices(), activation=activation, gated=gated)
+    for mine, theirs in zip(found, truth, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-10)
+
+
+def test_slots_of_nobody_are_left_out_one_by_one():
+    experts = choices()
+    experts[::3, 1] = E
+    experts[5] = E
+    found, truth = gradients("fused", experts, gated=True), gradients("reference", experts, gated=True)
+    for mine, theirs in zip(found, truth, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=1e-10)
+    assert (found[0][5] == 0).all()
+    assert (found[2][::3, 1] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_nothing_is_read_before_it_is_written(dtype):
+    """Idle experts, padding rows of rounded runs and nobody's slots, with NaN in all fresh memory."""
+    experts = torch.where(choices() == 1, E, choices())
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        x, nets = draw(N, D, dtype=dtype).requires_grad_(), operands(gated=True, dtype=dtype)
+        for leaf in nets.values():
+            leaf.requires_grad_()
+        weights = draw(N, K, dtype=dtype).requires_grad_()
+        out = grouped_mlp(x, routing_of(experts, weights), **nets, gated=True, backend="fused")
+        out.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert out.isfinite().all()
+    assert all(leaf.grad.isfinite().all() for leaf in (x, weights, *nets.values()))
+    assert (nets["up"].grad[1] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["x", "weights", "up", "down", "up_bias", "down_bias"])
+def test_one_gradient_alone_is_the_same_as_among_all(name):
+    every = dict(
+        zip(["out", "x", "weights", *operands(gated=False)], gradients("fused", choices(), gated=False), strict=True)
+    )
+    leaves = {"x": draw(N, D, seed=8), "weights": draw(N, K, seed=9), **operands(gated=False)}
+    leaves[name].requires_grad_()
+    nets = {key: leaf for key, leaf in leaves.items() if key not in ("x", "weights")}
+    out = grouped_mlp(leaves["x"], routing_of(choices(), leaves["weights"]), **nets, backend="fused")
+    out.backward(draw(N, D, seed=10))
+    torch.testing.assert_close(leaves[name].grad, every[name], atol=1e-13, rtol=0)
+    assert [key for key, leaf in leaves.items() if leaf.grad is not None] == [name]
+
+
+def test_gradients_without_memory_of_their_own_are_read_rightly():
+    x = draw(N, D).requires_grad_()
+    nets = operands(gated=False)
+    routing = routing_of(choices(), draw(N, K))
+    (expanded,) = torch.autograd.grad(grouped_mlp(x, routing, **nets).sum(), x)
+    (whole,) = torch.autograd.grad(grouped_mlp(x, routing, **nets), x, torch.ones(N, D, dtype=torch.float64))
+    assert torch.equal(expanded, whole)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
+def test_float32_matrices_under_bfloat16_give_the_float32_gradients_of_cast_ones(bias):
+    """Casting one expert's matrices when their turn comes is casting all of them before."""
+    experts, weights = choices(), draw(N, K, seed=9, dtype=torch.float32).requires_grad_()
+    nets = operands(gated=True, dtype=torch.float32)
+    nets = {name: leaf.requires_grad_() for name, leaf in nets.items() if bias or "bias" not in name}
+    x = draw(N, D, seed=8, dtype=torch.float32).requires_grad_()
+    leaves = [x, weights, *nets.values()]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = grouped_mlp(x, routing_of(experts, weights), **nets, gated=True, backend="fused")
+    cast = {name: leaf.bfloat16() for name, leaf in nets.items()}
+    whole = grouped_mlp(x.bfloat16(), routing_of(experts, weights), **cast, gated=True, backend="fused")
+    assert mixed.dtype == torch.bfloat16
+    assert torch.equal(mixed, whole)
+    grad = draw(N, D, seed=10, dtype=torch.bfloat16)
+    found, expected = torch.autograd.grad(mixed, leaves, grad), torch.autograd.grad(whole, leaves, grad)
+    assert all(gradient.dtype == torch.float32 for gradient in found)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=0, rtol=2**-8)
+
+
+def test_autocast_around_backward_alone_changes_nothing():
+    x, nets = draw(N, D, dtype=torch.float32).requires_grad_(), operands(gated=True, dtype=torch.float32)
+    weights = draw(N, K, seed=9, dtype=torch.float32).requires_grad_()
+    leaves = [x, weights, *(leaf.requires_grad_() for leaf in nets.values())]
+    out = grouped_mlp(x, routing_of(choices(), weights), **nets, gated=True, backend="fused")
+    grad = draw(N, D, seed=10, dtype=torch.float32)
+    outside = torch.autograd.grad(out, leaves, grad, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = torch.autograd.grad(out, leaves, grad)
+    assert all(torch.equal(one, other) for one, other in zip(outside, inside, strict=True))
+
+
+def test_a_second_derivative_is_refused():
+    x = draw(N, D).requires_grad_()
+    out = grouped_mlp(x, routing_of(choices(), draw(N, K)), **operands(gated=False), backend="fused")
+    (first,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_operators_are_sound(dtype):
+    """What forward keeps of bfloat16 has rows that nobody writes, so its values cannot be compared with those of a
+    traced call, which `compiled_experts` does by the results.
+    """
+    x, nets = draw(N, D, dtype=dtype).requires_grad_(), operands(gated=True, dtype=dtype)
+    for leaf in nets.values():
+        leaf.requires_grad_()
+    weights = draw(N, K, dtype=dtype).requires_grad_()
+    options = ("silu", True)
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
+    checks += ["test_aot_dispatch_dynamic"] if dtype == torch.float64 else []
+    torch.library.opcheck(
+        operator.expert_mlp, (x, choices(), weights, *nets.values(), *options, True), test_utils=checks
+    )
+    _, kept = operator.expert_mlp(x, choices(), weights, *nets.values(), *options, True)
+    with torch.no_grad():
+        parts = (x, choices(), weights, kept, *nets.values())
+        arguments = (draw(N, D, dtype=dtype), *(part.detach() for part in parts), *options, [True] * 6)
+        torch.library.opcheck(operator.expert_mlp_backward, arguments)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_runs_cover_every_slot_once_within_the_bound(rounded):
+    generator = torch.Generator().manual_seed(0)
+    for num_tokens in (0, 1, 40, 3000):
+        experts = torch.randint(0, E + 2, (num_tokens, K), generator=generator).clamp(max=E)
+        order = sort_runs(experts, num_experts=E, rounded=rounded)
+        assert order.num_rows <= max_rows(experts.numel(), num_experts=E, rounded=rounded)
+        assert sorted([run.expert for run in order.runs] + order.idle) == list(range(E))
+        flat = order.places.flatten()
+        for run in order.runs:
+            assert torch.equal(flat[run.slots], torch.arange(run.first, run.first + len(run.slots)))
+            assert run.size == len(run.slots) or (rounded and run.size % 8 == 0)
+        assert (order.places[experts == E] == order.num_rows).all()
+        assert flat.unique().numel() == (experts < E).sum() + (1 if (experts == E).any() else 0)
+
+
+def test_rounded_runs_have_few_lengths():
+    sizes = set()
+    for count in range(1, 2049):
+        experts = torch.zeros(count, 1, dtype=torch.long)
+        sizes.add(sort_runs(experts, num_experts=1, rounded=True).runs[0].size)
+    assert len(sizes) <= 100
+
+
+def test_the_hint_for_large_memory_leaves_it_usable():
+    buffer = advise_huge_pages(torch.empty(12 * 1024 * 1024))
+    assert (buffer.fill_(1.0) == 1.0).all()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_layers_and_calls_of_any_length_compile_into_one_graph(backend):
+    """In a process of its own: the shape checks of the tests would break the graph."""
+    script = Path(__file__).with_name("compiled_experts.py")
+    command = [sys.executable, str(script), backend]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
