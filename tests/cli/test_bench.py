@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sortyard.studies.bench import attention as study
-from sortyard.studies.bench import peers
+from sortyard.studies.bench import comparison, dynamic_buckets, peers
+from sortyard.studies.bench.memory import Peak, peak_extra_memory
 from sortyard.studies.bench.sides import find_sides
 from tests.cli.test_start import HEAVY
 
@@ -54,20 +55,55 @@ def test_help_loads_nothing_heavy(words: list[str], program: Callable) -> None:
     assert ended.out.splitlines()[-1] == "(0, [])"
 
 
-def test_the_text_has_every_table(sortyard: Callable) -> None:
+def test_memory_at_the_longest_length_and_every_table(sortyard: Callable, tmp_path: Path) -> None:
     words = [word for word in (*LIGHT, *TWO_SIDES) if word != "--json"]
     words[words.index("--memory") + 1] = "longest"
     out = sortyard("bench", "attention", *words).out
     for title in ("time of a call", "times faster than dense", "peak extra memory in MB", "slope 128..256"):
         assert title in out
     assert out.splitlines()[-1] == "attention.html"
-
-
-def test_memory_is_measured_at_the_longest_length(sortyard: Callable) -> None:
-    found = sortyard("bench", "attention", *LIGHT, *TWO_SIDES, "--memory", "longest").json
+    found = json.loads((tmp_path / "attention.json").read_text())
     peaks = {key: cell["sides"]["dense"]["peak_extra_bytes"] for key, cell in found["cells"].items()}
     assert peaks["fp32/forward/128"] is None
     assert peaks["fp32/forward/256"] > 0
+
+
+def test_more_lengths_sides_and_memory_are_added(
+    sortyard: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def peak(_: str, arguments: dict, **__: object) -> Peak:
+        asked.append((arguments["side"], arguments["length"]))
+        return Peak(1000, "made up")
+
+    monkeypatch.setattr(comparison, "peak_extra_memory", peak)
+    words = [word for word in LIGHT if word not in ("--memory", "none")]
+    first = sortyard("bench", "attention", *words, "--lengths", "64", *TWO_SIDES).json
+    sortyard("bench", "attention", *words, "--lengths", "64,128", "--sides", "rounds-cpu")
+    assert asked == [("dense", 64), ("tree-default-cpu", 64), ("rounds-cpu", 64), ("dense", 128), ("rounds-cpu", 128)]
+    ended = sortyard("bench", "attention", *words, "--lengths", "64,128", *TWO_SIDES)
+    assert asked[5:] == [("tree-default-cpu", 128)]
+    assert "1/2  fp32/forward/64: measured before" in ended.err
+    for cell in ended.json["cells"].values():
+        assert list(cell["sides"]) == ["dense", "tree-default-cpu", "rounds-cpu"]
+        assert {record["peak_extra_bytes"] for record in cell["sides"].values()} == {1000}
+    assert ended.json["earlier_commands"][0] == first["command"]
+    assert len(ended.json["earlier_commands"]) == 2
+    page = (tmp_path / "attention.html").read_text()
+    assert all(command in page for command in [*ended.json["earlier_commands"], ended.json["command"]])
+
+
+def test_what_there_is_no_time_for_is_left_to_the_same_command(sortyard: Callable) -> None:
+    words = [word for word in (*LIGHT, *TWO_SIDES, "--minutes", "0", "--repetitions", "5") if word != "--json"]
+    ended = sortyard("bench", "attention", *words)
+    assert ended.status == 0
+    assert "The time is over. Not measured: 1 of 2 cells" in ended.out
+    found = sortyard("bench", "attention", *words, "--json").json
+    assert found["complete"] is True
+    for cell in found["cells"].values():
+        assert [len(record["seconds"]) for record in cell["sides"].values()] == [1, 1]
+    assert "--minutes 0" in found["command"]
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(
@@ -146,7 +182,15 @@ def test_bad_options_are_named(words: list[str], message: str, sortyard: Callabl
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dynamic_buckets_puts_the_claim_beside_the_measurement(sortyard: Callable, tmp_path: Path) -> None:
+def test_dynamic_buckets_puts_the_claim_beside_the_measurement(
+    sortyard: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def peak(target: str, arguments: dict, **options: object) -> Peak:
+        if (arguments["selection"], len(arguments["lengths"])) == ("tree", 3):
+            return peak_extra_memory(target, arguments, **options)
+        return Peak(1000 if arguments["side"] == "following" else 2000, "made up")
+
+    monkeypatch.setattr(dynamic_buckets, "peak_extra_memory", peak)
     words = ("--shortest", "64", "--longest", "256", "--sequences", "3", "--lengths", "256", "--heads", "2")
     words = (*words, "--head-width", "16", "--repetitions", "1", "--directions", "forward")
     ended = sortyard("bench", "dynamic-buckets", *words, "--json")

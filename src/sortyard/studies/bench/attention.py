@@ -1,25 +1,23 @@
 """`bench attention`: bucket attention beside dense attention and other LSH attention, over lengths."""
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sortyard.studies.bench.attention_page import attention_page, attention_text
-from sortyard.studies.bench.budgets import Budget, expected_seconds, refusal
-from sortyard.studies.bench.cases import Case, cell_cases, make_call, make_inputs, synchroniser
+from sortyard.studies.bench.budgets import Budget
+from sortyard.studies.bench.cases import Case, cell_cases, make_call, make_inputs
+from sortyard.studies.bench.comparison import Terms, compare_sides, is_measured, notes_of, seconds_by_side, with_earlier
 from sortyard.studies.bench.fits import crossover, log_log_slope
-from sortyard.studies.bench.memory import peak_extra_memory
 from sortyard.studies.bench.peers import PACKAGES
-from sortyard.studies.bench.results import BenchResult, new_result, resume_result, save_result
-from sortyard.studies.bench.runner import alternate, ratio_of
-from sortyard.studies.bench.sides import DENSE, Side, find_sides
+from sortyard.studies.bench.results import BenchResult, new_result
+from sortyard.studies.bench.runner import Call, ratio_of
+from sortyard.studies.bench.sides import DENSE, Side, attention_probe, find_sides
+from sortyard.studies.bench.study import Say, Study, run_study
 
 Json = dict[str, Any]
-Say = Callable[[str], None]
 SLOPE_FROM, SLOPE_TO = 4096, 131_072
 WHAT = (
     "seconds of one call by length, how many times faster than dense attention in the same alternated run, and the "
@@ -44,6 +42,7 @@ class AttentionPlan:
         seed: Seed of the inputs.
         device: "cpu" or "cuda".
         budget: Where a side stops.
+        minutes: Time for the whole; infinite where it does not matter.
     """
 
     lengths: tuple[int, ...]
@@ -58,6 +57,7 @@ class AttentionPlan:
     seed: int
     device: str
     budget: Budget
+    minutes: float
 
     def command(self) -> str:
         """Return the command line that asks for this plan."""
@@ -70,22 +70,32 @@ class AttentionPlan:
             "--threads": self.threads,
             "--repetitions": self.repetitions,
             "--memory": ",".join(map(str, self.memory)) or "none",
+            "--call-seconds": f"{self.budget.call_seconds:g}",
             "--seed": self.seed,
             "--device": self.device,
-        } | ({"--sides": ",".join(self.sides)} if self.sides else {})
+        }
+        words |= {"--minutes": f"{self.minutes:g}"} if math.isfinite(self.minutes) else {}
+        words |= {"--sides": ",".join(self.sides)} if self.sides else {}
         return "sortyard bench attention " + " ".join(f"{option} {value}" for option, value in words.items())
 
     def settings(self) -> Json:
-        """Return what changes the value of a cell; lengths, dtypes, directions and sides only choose cells."""
+        """Return what changes the value of a cell; the rest only chooses what there is."""
         return {
             "batch": 1,
             "heads": self.heads,
             "head_width": self.head_width,
             "repetitions": self.repetitions,
-            "memory": list(self.memory),
             "device": self.device,
             **asdict(self.budget),
         }
+
+    def terms(self, *, seconds: float) -> Terms:
+        """Return how sides are compared in a cell that should keep to so many seconds."""
+        probe = f"{attention_probe.__module__}:{attention_probe.__name__}"
+        return Terms(
+            repetitions=self.repetitions, threads=self.threads, budget=self.budget, probe=probe, memory=self.memory,
+            seconds=seconds,
+        )  # fmt: skip
 
     def cases(self) -> list[Case]:
         """Return every cell's case."""
@@ -110,41 +120,27 @@ def run_attention(plan: AttentionPlan, *, folder: Path, fresh: bool, say: Say) -
     Raises:
         InputError: the folder holds a result of other settings, code or machine.
     """
-    torch.set_num_threads(plan.threads)
     begun = new_result(
         "attention", what=WHAT, command=plan.command(), seed=plan.seed, threads=plan.threads, device=plan.device,
         settings=plan.settings(), packages=PACKAGES,
     )  # fmt: skip
-    result = resume_result(begun, folder=folder, fresh=fresh)
-    sides = {name: side for name, side in find_sides(plan.device).items() if not plan.sides or name in plan.sides}
-    try:
-        _measure_missing(plan, sides, result=result, folder=folder, say=say)
-        result.complete = True
-    finally:  # an interrupted run keeps what it has
-        if result.cells:
-            measured = {name for cell in result.cells.values() for name in cell["sides"]}
-            notes = {name: side.note for name, side in find_sides(plan.device).items() if name in measured}
-            result.summary = {"sides": notes, "lines": summarise(result.cells)}
-            save_result(result, folder=folder)
-            attention_page(result, folder=folder)
-    return result, attention_text(result)
-
-
-def _measure_missing(
-    plan: AttentionPlan, sides: Mapping[str, Side], *, result: BenchResult, folder: Path, say: Say
-) -> None:
-    cases = plan.cases()
-    for number, case in enumerate(cases, start=1):
-        if case.key in result.cells and set(sides) <= set(result.cells[case.key]["sides"]):
-            say(f"{number}/{len(cases)}  {case.key}: measured before")
-            continue
-        with_memory = case.length in plan.memory
-        cell = measure_cell(case, sides, plan=plan, cells=result.cells, with_memory=with_memory, say=say)
-        result.cells[case.key] = cell
-        save_result(result, folder=folder)
-        shown = {name: record["seconds"] for name, record in cell["sides"].items() if record["seconds"]}
-        words = ", ".join(f"{name} {1000 * statistics.median(seconds):.3g} ms" for name, seconds in shown.items())
-        say(f"{number}/{len(cases)}  {case.key}: {words}")
+    everyone = find_sides(plan.device)
+    asked = plan.sides or tuple(everyone)
+    study = Study(
+        begun=begun,
+        items={case.key: case for case in plan.cases()},
+        measure=lambda case, cells, seconds: measure_cell(
+            case, with_earlier(asked, everyone, key=case.key, cells=cells), plan=plan, cells=cells, seconds=seconds,
+            say=say,
+        ),
+        words=lambda cell: seconds_by_side(cell["sides"]),
+        summarise=lambda cells: {"sides": notes_of(everyone, cells), "lines": summarise(cells)},
+        write_page=attention_page,
+        write_text=attention_text,
+        is_current=lambda case, cell: is_measured(case, asked, cell=cell, memory=plan.memory),
+        weight=lambda case: math.sqrt(case.length),
+    )  # fmt: skip
+    return run_study(study, folder=folder, fresh=fresh, say=say, seconds=60 * plan.minutes)
 
 
 def measure_cell(
@@ -153,7 +149,7 @@ def measure_cell(
     *,
     plan: AttentionPlan,
     cells: Mapping[str, Json],
-    with_memory: bool,
+    seconds: float,
     say: Say,
 ) -> Json:
     """Measure one case: memory first, each side in a process of its own, then time, alternated in this one.
@@ -161,65 +157,25 @@ def measure_cell(
     Args:
         case: The case.
         sides: The sides by name.
-        plan: Repetitions, threads and budget.
+        plan: Repetitions, threads, budget and where to measure memory.
         cells: What was measured before, from which the cost is predicted.
-        with_memory: Whether to measure memory.
+        seconds: Time that the cell should keep to.
         say: Takes a line of progress.
 
     Returns:
         The cell: for each side its seconds, ratio to dense, peak memory, keys a query, or why it was skipped.
     """
-    records: dict[str, Json] = {}
-    for name, side in sides.items():
-        reason = side.unfit(case) or refusal(side, case, cells=cells, budget=plan.budget)
-        records[name] = _empty_record(side, case, skipped=reason)
-        if not reason and with_memory:
-            fields = {"side": name, **asdict(case)}
-            peak = peak_extra_memory(
-                f"{find_sides.__module__}:attention_probe", fields, device=case.device, threads=plan.threads
-            )
-            records[name] |= {"peak_extra_bytes": peak.num_bytes, "memory_by": peak.method, "skipped": peak.problem}
-        if records[name]["skipped"]:
-            say(f"{case.key}: {name} skipped: {records[name]['skipped']}")
-    _time_sides(case, {name: side for name, side in sides.items() if not records[name]["skipped"]},
-                plan=plan, cells=cells, records=records, say=say)  # fmt: skip
+
+    def calls(names: Collection[str]) -> dict[str, Call]:
+        inputs = make_inputs(case)
+        return {name: make_call(sides[name].make(inputs, case), direction=case.direction) for name in names}
+
+    records = compare_sides(case, sides, calls=calls, terms=plan.terms(seconds=seconds), cells=cells, say=say)
+    dense = records[DENSE]["seconds"]
+    for record in records.values():
+        own = record["seconds"]
+        record["ratio_to_dense"] = ratio_of(dense, own).record() if dense and own else None
     return {"length": case.length, "dtype": case.dtype, "direction": case.direction, "sides": records}
-
-
-def _empty_record(side: Side, case: Case, *, skipped: str) -> Json:
-    return {
-        "seconds": [], "median_seconds": None, "ratio_to_dense": None, "peak_extra_bytes": None, "memory_by": "",
-        "keys_per_query": round(side.keys(case.length), 1), "skipped": skipped,
-    }  # fmt: skip
-
-
-def _time_sides(
-    case: Case,
-    sides: Mapping[str, Side],
-    *,
-    plan: AttentionPlan,
-    cells: Mapping[str, Json],
-    records: dict[str, Json],
-    say: Say,
-) -> None:
-    def give_up(name: str, error: Exception) -> None:
-        records[name]["skipped"] = f"{type(error).__name__}: {error}".splitlines()[0]
-        say(f"{case.key}: {name} failed: {records[name]['skipped']}")
-
-    inputs = make_inputs(case)
-    patience = plan.budget.patience_seconds
-    runs = alternate(
-        {name: make_call(side.make(inputs, case), case) for name, side in sides.items()},
-        repetitions=plan.repetitions,
-        patience_seconds=patience,
-        no_warmup=[name for name, side in sides.items() if (expected_seconds(side, case, cells=cells) or 0) > patience],
-        synchronise=synchroniser(case.device),
-        on_failure=give_up,
-    )
-    for name, seconds in runs.items():
-        records[name] |= {"seconds": seconds, "median_seconds": statistics.median(seconds)}
-        if runs.get(DENSE):
-            records[name]["ratio_to_dense"] = ratio_of(runs[DENSE], seconds).record()
 
 
 def summarise(cells: Mapping[str, Json]) -> Json:

@@ -4,10 +4,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sortyard.reports.figures import Figure, Stack, Table, plain
+from sortyard.reports.figures import Figure, Table
 from sortyard.reports.sections import Section
+from sortyard.studies.bench.by_length import (
+    Look,
+    Panel,
+    has_memory,
+    length_figure,
+    line_cells,
+    line_series,
+    line_slug,
+    line_title,
+    lines_of,
+    memory_panels,
+    side_table,
+    skips_text,
+)
 from sortyard.studies.bench.fits import Crossover
-from sortyard.studies.bench.page import length_axis, threads_text, value_axis, write_page
+from sortyard.studies.bench.page import threads_text, write_page
 from sortyard.studies.bench.results import BenchResult
 from sortyard.studies.bench.tables import (
     MISSING,
@@ -20,8 +34,6 @@ from sortyard.studies.bench.tables import (
 )
 
 Json = dict[str, Any]
-Cells = Mapping[int, Json]
-_HEADINGS = {"fp32": "fp32", "bf16": "bf16", "forward": "forward", "forward+backward": "forward and backward"}
 _COLOURS = {
     "dense": "ink", "materialised": "muted", "flash": "low", "flex": "violet", "rounds": "amber",
     "transformers": "ochre", "reformer-pytorch": "bad",
@@ -32,13 +44,13 @@ _DASHES = {"small": "dot", "default": "solid", "large": "dash", "1r": "dot", "2r
 
 def attention_text(result: BenchResult) -> str:
     """Write every table of a result, and why cells are missing, as text."""
-    blocks = [text_table(table) for line in _lines(result) for table in _tables(result, line)]
-    return "\n\n".join([*blocks, *_skips(result)])
+    blocks = [text_table(table) for line in lines_of(result) for table in _tables(result, line)]
+    return "\n\n".join([*blocks, *skips_text(result)])
 
 
 def attention_page(result: BenchResult, *, folder: Path) -> Path:
     """Write the page: for each dtype and direction a picture of time, ratio and memory, and its numbers."""
-    sections = [_section(result, line) for line in _lines(result)]
+    sections = [_section(result, line) for line in lines_of(result)]
     notes = result.summary["sides"]
     table = Table("What was compared", ("side", "what it is"), tuple(notes.items()))
     about = Section(
@@ -57,58 +69,41 @@ def attention_page(result: BenchResult, *, folder: Path) -> Path:
     )
 
 
-def _lines(result: BenchResult) -> list[str]:
-    return list(result.summary.get("lines", {}))
-
-
-def _cells(result: BenchResult, line: str) -> Cells:
-    found = [cell for cell in result.cells.values() if f"{cell['dtype']}/{cell['direction']}" == line]
-    return {cell["length"]: cell["sides"] for cell in sorted(found, key=lambda cell: int(cell["length"]))}
-
-
-def _title(line: str) -> str:
-    dtype, _, direction = line.partition("/")
-    return f"{_HEADINGS[dtype]}, {_HEADINGS[direction]}"
-
-
 def _tables(result: BenchResult, line: str) -> tuple[Table, ...]:
-    cells, fits = _cells(result, line), result.summary["lines"][line]
-
-    def slope(kind: str) -> Callable[[str], str]:
-        return lambda name: number_text((fits[name][kind] or {}).get("exponent"))
+    cells, fits = line_cells(result, line), result.summary["lines"][line]
 
     tables = [
-        _table(f"{_title(line)}: time of a call (median)", cells, last=(_slope_head(fits, "time_slope"),
-               slope("time_slope")), value=lambda r: seconds_text(r["median_seconds"])),
-        _table(f"{_title(line)}: times faster than dense (median)", cells, last=("faster from",
-               lambda name: _crossover_text(fits[name])), value=lambda r: times_text(_ratio(r))),
+        side_table(f"{line_title(line)}: time of a call (median)", cells, last=_slopes(fits, "time_slope"),
+                   value=lambda r: seconds_text(r["median_seconds"])),
+        side_table(f"{line_title(line)}: times faster than dense (median)", cells, last=("faster from",
+                   lambda name: _crossover_text(fits[name])), value=lambda r: times_text(_ratio(r))),
     ]  # fmt: skip
-    if any(record["peak_extra_bytes"] is not None for sides in cells.values() for record in sides.values()):
+    if has_memory(cells):
         tables.append(
-            _table(f"{_title(line)}: peak extra memory in MB", cells, last=(_slope_head(fits, "memory_slope"),
-                   slope("memory_slope")), value=lambda r: megabytes_text(r["peak_extra_bytes"]))
+            side_table(f"{line_title(line)}: peak extra memory in MB", cells, last=_slopes(fits, "memory_slope"),
+                       value=lambda r: megabytes_text(r["peak_extra_bytes"]))
         )  # fmt: skip
     return tuple(tables)
 
 
-def _table(
-    caption: str, cells: Cells, *, value: Callable[[Json], str], last: tuple[str, Callable[[str], str]]
-) -> Table:
-    names = dict.fromkeys(name for sides in cells.values() for name in sides)
-    rows = [
-        (name, *(value(sides[name]) if name in sides else MISSING for sides in cells.values()), last[1](name))
-        for name in names
-    ]
-    return Table(caption, ("side", *map(length_text, cells), last[0]), tuple(rows))
-
-
-def _slope_head(fits: Mapping[str, Json], kind: str) -> str:
-    """Say over which lengths the slopes are, the widest range that any side has."""
-    ranges = [(fit[kind]["first"], fit[kind]["last"]) for fit in fits.values() if fit[kind]]
+def _slopes(fits: Mapping[str, Json], kind: str) -> tuple[str, Callable[[str], str]]:
+    """Head a column of slopes with the widest range that a side has; a side of another range names its own."""
+    ranges = {name: (fit[kind]["first"], fit[kind]["last"]) for name, fit in fits.items() if fit[kind]}
     if not ranges:
-        return "slope"
-    first, last = min(low for low, _ in ranges), max(high for _, high in ranges)
-    return f"slope {length_text(first)}..{length_text(last)}"
+        return "slope", lambda _: MISSING
+    widest = min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())
+
+    def write(name: str) -> str:
+        if name not in ranges:
+            return MISSING
+        own = "" if ranges[name] == widest else f" ({_range_text(ranges[name])})"
+        return number_text(fits[name][kind]["exponent"]) + own
+
+    return f"slope {_range_text(widest)}", write
+
+
+def _range_text(lengths: tuple[int, int]) -> str:
+    return "..".join(map(length_text, lengths))
 
 
 def _ratio(record: Json) -> float | None:
@@ -120,99 +115,59 @@ def _crossover_text(fit: Json) -> str:
     return MISSING if found is None else Crossover(**found).text()
 
 
-def _skips(result: BenchResult) -> list[str]:
-    """One line for each side and reason, with the cells it holds for."""
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for key, cell in result.cells.items():
-        for name, record in cell["sides"].items():
-            if record["skipped"]:
-                reasons.setdefault((name, record["skipped"]), []).append(key)
-    lines = [f"{name}: {reason} ({', '.join(keys)})" for (name, reason), keys in reasons.items()]
-    return ["not measured:\n" + "\n".join(lines)] if lines else []
-
-
 def _verdict(result: BenchResult) -> str:
     """The longest length at which dense attention was timed, and the default tree there, line by line."""
     sentences = []
-    for line in _lines(result):
+    for line in lines_of(result):
         found = [
             (length, ratio, name)
-            for length, sides in _cells(result, line).items()
+            for length, sides in line_cells(result, line).items()
             for name, record in sides.items()
             if name.startswith("tree-default") and (ratio := _ratio(record)) is not None
         ]
         if found:
             length, ratio, name = max(found)
-            sentences.append(f"{ratio:.3g} times as long as {name} at {length_text(length)} tokens ({_title(line)})")
+            sentences.append(
+                f"{ratio:.3g} times as long as {name} at {length_text(length)} tokens ({line_title(line)})"
+            )
     if not sentences:
         return "Dense attention and the default tree were not timed at one length."
     return f"In the same run dense attention takes {', '.join(sentences)}."
 
 
 def _section(result: BenchResult, line: str) -> Section:
-    slug = line.replace("/", "-").replace("+", "-and-")
-    return Section(id=slug, title=_title(line), figures=(_figure(result, line, slug),))
+    return Section(id=line_slug(line), title=line_title(line), figures=(_figure(result, line),))
 
 
-def _figure(result: BenchResult, line: str, slug: str) -> Figure:
-    cells, stack = _cells(result, line), Stack()
-    panels = [("Seconds of a call", lambda r: r["median_seconds"]), ("Times faster than dense", _ratio)]
-    tables = _tables(result, line)
-    if len(tables) > len(panels):
-        panels.append(("Peak extra memory, MB", lambda r: r["peak_extra_bytes"] and r["peak_extra_bytes"] / 1e6))
-    for number, (title, value) in enumerate(panels):
-        traces = _traces(cells, value, named=number == 0)
-        stack.add(title, height=300, traces=traces, axis=value_axis(traces))
-    height = stack.finish(x_title="tokens")
-    stack.layout["xaxis"] |= length_axis(list(cells))
-    legend = {"orientation": "v", "x": 1.01, "y": 1, "xanchor": "left", "yanchor": "top", "groupclick": "togglegroup"}
-    stack.layout |= {"showlegend": True, "legend": legend}
-    return Figure(
-        id=f"{slug}-picture",
-        title=_title(line),
+def _figure(result: BenchResult, line: str) -> Figure:
+    cells = line_cells(result, line)
+    panels = [
+        Panel("Seconds of a call", lambda r: r["median_seconds"]),
+        Panel("Times faster than dense", _ratio, spread="ratio_to_dense"),
+    ]
+    panels += memory_panels(cells)
+    series = line_series(cells, _look)
+    return length_figure(
+        [(panel, series) for panel in panels],
+        id=f"{line_slug(line)}-picture",
+        title=line_title(line),
         caption=_caption(result, line),
-        description=f"Time, speed relative to dense attention and memory by length, {_title(line)}.",
-        height=height,
-        data=tuple(stack.traces),
-        layout=stack.layout,
-        tables=tables,
+        description=f"Time, speed relative to dense attention and memory by length, {line_title(line)}.",
+        tables=_tables(result, line),
     )
 
 
 def _caption(result: BenchResult, line: str) -> str:
     heads, width = result.settings["heads"], result.settings["head_width"]
     return (
-        f"{_title(line)}; one sequence, {heads} heads of {width}, {threads_text(result)}, medians; the ratio's bars "
-        "are the range over the rounds, in each of which every side ran once. All axes are logarithmic."
+        f"{line_title(line)}; one sequence, {heads} heads of {width}, {threads_text(result)}, medians; the ratio's "
+        "bars are the range over the rounds, in each of which every side ran once. All axes are logarithmic."
     )
 
 
-def _traces(cells: Cells, value: Callable[[Json], float | None], *, named: bool) -> list[Json]:
-    names = dict.fromkeys(name for sides in cells.values() for name in sides)
-    found = []
-    for name in names:
-        points = [(n, sides[name]) for n, sides in cells.items() if name in sides and value(sides[name]) is not None]
-        if points:
-            found.append(_trace(name, points, value, named=named))
-    return found
-
-
-def _trace(name: str, points: list[tuple[int, Json]], value: Callable[[Json], float | None], *, named: bool) -> Json:
+def _look(name: str) -> Look:
     words = name.split("-")
-    colour = _BACKEND_COLOURS.get(words[-1], "accent") if words[0] == "tree" else _COLOURS.get(
-        name.removesuffix("-1r").removesuffix("-2r").removesuffix("-cpu"), "muted")  # fmt: skip
-    dash = next((_DASHES[word] for word in words if word in _DASHES), "solid")
-    trace: Json = {
-        "type": "scatter", "mode": "lines+markers", "name": plain(name), "legendgroup": name, "showlegend": named,
-        "x": [n for n, _ in points], "y": [value(record) for _, record in points],
-        "line": {"color": f"theme:{colour}", "width": 2, "dash": dash}, "marker": {"size": 5},
-        "hovertemplate": f"{plain(name)}: %{{y:.3~g}} at %{{x:,}} tokens<extra></extra>",
-    }  # fmt: skip
-    if value is _ratio:
-        ratios = [record["ratio_to_dense"] for _, record in points]
-        spread = {
-            "array": [r["high"] - r["median"] for r in ratios],
-            "arrayminus": [r["median"] - r["low"] for r in ratios],
-        }
-        trace["error_y"] = {"type": "data", "symmetric": False, "thickness": 1, "width": 2, **spread}
-    return trace
+    stem = name.removesuffix("-1r").removesuffix("-2r").removesuffix("-cpu")
+    is_tree = words[0] == "tree"
+    colour = _BACKEND_COLOURS.get(words[-1], "accent") if is_tree else _COLOURS.get(stem, "muted")
+    return Look(colour, next((_DASHES[word] for word in words if word in _DASHES), "solid"))

@@ -26,7 +26,7 @@ def dynamic_probe(*, selection: str, side: str, lengths: Sequence[int], **fields
     calls = []
     for load in (lengths, _WARM_LENGTHS):
         case = Case(length=sum(load), **fields)
-        calls.append(make_call(packed_work(make_inputs(case), spec, load), case))
+        calls.append(make_call(packed_work(make_inputs(case), spec, load), direction=case.direction))
     return Probe(call=calls[0], warm=calls[1])
 
 

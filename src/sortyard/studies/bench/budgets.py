@@ -1,18 +1,19 @@
 """Where a benchmark stops: what a cell will cost, judged by the lengths before it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from sortyard.studies.bench.cases import DTYPES, Case, make_call, make_inputs, synchroniser
+from sortyard.studies.bench.cases import synchroniser
+from sortyard.studies.bench.competitors import Competitor, SizedCase
 from sortyard.studies.bench.runner import alternate
-from sortyard.studies.bench.sides import Side
 from sortyard.studies.bench.tables import seconds_text
 
 Json = dict[str, Any]
+C = TypeVar("C", bound=SizedCase)
 _TRIAL_LENGTH = 2048
 _MEMINFO = Path("/proc/meminfo")
 
@@ -32,7 +33,7 @@ class Budget:
     memory_share: float = 0.6
 
 
-def refusal(side: Side, case: Case, *, cells: Mapping[str, Json], budget: Budget) -> str:
+def refusal(side: Competitor[C], case: C, *, cells: Mapping[str, Json], budget: Budget) -> str:
     """Why a side is not run in a case: its predicted time or memory is over the budget; empty where it is run."""
     num_bytes = _expected_bytes(side, case, cells=cells)
     free = free_bytes(case.device)
@@ -41,20 +42,20 @@ def refusal(side: Side, case: Case, *, cells: Mapping[str, Json], budget: Budget
         return f"predicted to need {num_bytes / 1e9:.1f} GB, more than {share}"
     seconds = expected_seconds(side, case, cells=cells)
     if seconds is None and case.length > 2 * _TRIAL_LENGTH:
-        trial = _trial_seconds(side, replace(case, length=_TRIAL_LENGTH))
-        seconds = None if trial is None else trial * _factor(side, case.length / _TRIAL_LENGTH)
+        trial = _trial_seconds(side, case.at(_TRIAL_LENGTH))
+        seconds = None if trial is None else trial * (case.length / _TRIAL_LENGTH) ** side.time_power
     if seconds is not None and seconds > budget.call_seconds:
         return f"predicted to take {seconds_text(seconds)} a call, more than {budget.call_seconds:.0f} s"
     return ""
 
 
-def expected_seconds(side: Side, case: Case, *, cells: Mapping[str, Json]) -> float | None:
+def expected_seconds(side: Competitor[C], case: C, *, cells: Mapping[str, Json]) -> float | None:
     """Seconds that a call will take, judged by the longest of the shorter lengths that were measured; None without."""
     before = _before(side, case, cells=cells, field="median_seconds")
     if before is None:
         return None
     length, seconds = before
-    return seconds * _factor(side, case.length / length)
+    return float(seconds * (case.length / length) ** side.time_power)
 
 
 def free_bytes(device: str) -> int | None:
@@ -67,35 +68,32 @@ def free_bytes(device: str) -> int | None:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
 
 
-def _expected_bytes(side: Side, case: Case, *, cells: Mapping[str, Json]) -> float:
+def _expected_bytes(side: Competitor[C], case: C, *, cells: Mapping[str, Json]) -> float:
     before = _before(side, case, cells=cells, field="peak_extra_bytes")
-    least = 0
-    if side.materialises:  # logits and weights
-        least = 2 * case.heads * case.length**2 * DTYPES[case.dtype].itemsize
+    least = side.least_bytes(case)
     if before is None:
         return least
     length, num_bytes = before
-    return max(least, num_bytes * (case.length / length) ** (2 if side.materialises else 1.1))
+    return float(max(least, num_bytes * (case.length / length) ** side.memory_power))
 
 
-def _before(side: Side, case: Case, *, cells: Mapping[str, Json], field: str) -> tuple[int, float] | None:
+def _before(side: Competitor[C], case: C, *, cells: Mapping[str, Json], field: str) -> tuple[int, float] | None:
     shorter = [
         (cell["length"], cell["sides"][side.name][field])
-        for cell in cells.values()
-        if (cell["dtype"], cell["direction"]) == (case.dtype, case.direction)
+        for key, cell in cells.items()
+        if key.rpartition("/")[0] == case.line
         and cell["length"] < case.length
         and cell["sides"].get(side.name, {}).get(field)
     ]
     return max(shorter, default=None)
 
 
-def _factor(side: Side, times_longer: float) -> float:
-    """How much longer a call takes at a longer length; the exponent of the others is on the safe side."""
-    return float(times_longer ** (2.0 if side.is_quadratic else 1.4))
-
-
-def _trial_seconds(side: Side, case: Case) -> float | None:
+def _trial_seconds(side: Competitor[C], case: C) -> float | None:
     """Seconds of one call; None where it fails, which the cell's own measurement then tells."""
-    calls = {side.name: make_call(side.make(make_inputs(case), case), case)}
-    found = alternate(calls, repetitions=1, synchronise=synchroniser(case.device), on_failure=lambda *_: None)
+    found = alternate(
+        {side.name: side.call(case)},
+        repetitions=1,
+        synchronise=synchroniser(case.device),
+        on_failure=lambda *_: None,
+    )
     return found[side.name][0] if found else None

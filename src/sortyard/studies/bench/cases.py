@@ -1,8 +1,8 @@
 """One measured situation: a length, a dtype, a direction, and the tensors that go with them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -38,9 +38,22 @@ class Case:
     device: str
 
     @property
+    def line(self) -> str:
+        """What it has in common with the cases of other lengths."""
+        return f"{self.dtype}/{self.direction}"
+
+    @property
     def key(self) -> str:
         """The cell's name in a result."""
-        return f"{self.dtype}/{self.direction}/{self.length}"
+        return f"{self.line}/{self.length}"
+
+    def at(self, length: int) -> Self:
+        """Return the same at another length."""
+        return replace(self, length=length)
+
+    def fields(self) -> dict[str, Any]:
+        """Return what the case is made from, as JSON values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -78,9 +91,9 @@ def make_inputs(case: Case) -> Inputs:
     return Inputs(*drawn)
 
 
-def make_call(work: Work, case: Case) -> Call:
-    """Turn a side's work into one call that does all of it, in the case's direction."""
-    if case.direction == FORWARD:
+def make_call(work: Work, *, direction: str) -> Call:
+    """Turn a side's work into one call that does all of it, in a direction."""
+    if direction == FORWARD:
         return torch.no_grad()(work.forward)
     return lambda: torch.autograd.grad(work.forward(), work.leaves, work.gradient)
 

@@ -3,24 +3,23 @@
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sortyard.ops.bucket_attention import choose_backend
 from sortyard.studies.bench.bucket_counts import FIXED_BUCKETS, dynamic_probe, packed_work, specs_of
 from sortyard.studies.bench.cases import Case, make_call, make_inputs, synchroniser
 from sortyard.studies.bench.dynamic_buckets_page import dynamic_page, dynamic_text
 from sortyard.studies.bench.memory import peak_extra_memory
-from sortyard.studies.bench.results import BenchResult, new_result, resume_result, save_result
+from sortyard.studies.bench.results import BenchResult, new_result
 from sortyard.studies.bench.runner import alternate, ratio_of
+from sortyard.studies.bench.study import Say, Study, run_study
 
 Json = dict[str, Any]
-Say = Callable[[str], None]
 SELECTIONS = ("tree", "rounds")
 CLAIMED_SAVING = 0.42
 MIX = "mix"
@@ -48,6 +47,7 @@ class DynamicPlan:
         repetitions: Measured rounds of a cell.
         seed: Seed of lengths and inputs.
         device: "cpu" or "cuda".
+        minutes: Time for the whole; infinite where it does not matter.
     """
 
     shortest: int
@@ -62,6 +62,7 @@ class DynamicPlan:
     repetitions: int
     seed: int
     device: str
+    minutes: float
 
     def command(self) -> str:
         """Return the command line that asks for this plan."""
@@ -79,6 +80,7 @@ class DynamicPlan:
             "--seed": self.seed,
             "--device": self.device,
         }
+        words |= {"--minutes": f"{self.minutes:g}"} if math.isfinite(self.minutes) else {}
         return "sortyard bench dynamic-buckets " + " ".join(f"{option} {value}" for option, value in words.items())
 
     def settings(self) -> Json:
@@ -99,6 +101,10 @@ class DynamicPlan:
         drawn = random.Random(self.seed)
         low, high = math.log(self.shortest), math.log(self.longest)
         return tuple(round(math.exp(drawn.uniform(low, high))) for _ in range(self.sequences))
+
+    def cells(self) -> dict[str, tuple[str, str, str]]:
+        """Return direction, selection and load of every cell, by the cell's key."""
+        return {"/".join(where): where for where in product(self.directions, SELECTIONS, self.loads())}
 
     def loads(self) -> dict[str, tuple[int, ...]]:
         """Return the sequences of each load: the mix, and single sequences."""
@@ -125,24 +131,24 @@ def run_dynamic_buckets(plan: DynamicPlan, *, folder: Path, fresh: bool, say: Sa
     Raises:
         InputError: the folder holds a result of other settings, code or machine.
     """
-    torch.set_num_threads(plan.threads)
     begun = new_result(
         "dynamic_buckets", what=WHAT, command=plan.command(), seed=plan.seed, threads=plan.threads,
         device=plan.device, settings=plan.settings(),
     )  # fmt: skip
-    result = resume_result(begun, folder=folder, fresh=fresh)
-    try:
-        _measure_missing(plan, result=result, folder=folder, say=say)
-        result.complete = True
-    finally:  # an interrupted run keeps what it has
-        if result.cells:
-            result.summary = summarise(result.cells)
-            save_result(result, folder=folder)
-            dynamic_page(result, folder=folder)
-    return result, dynamic_text(result)
+    study = Study(
+        begun=begun,
+        items=plan.cells(),
+        measure=lambda where, _, seconds: _measure(*where, plan=plan, seconds=seconds),
+        words=_words,
+        summarise=summarise,
+        write_page=dynamic_page,
+        write_text=dynamic_text,
+        weight=lambda where: math.sqrt(sum(plan.loads()[where[2]])),
+    )
+    return run_study(study, folder=folder, fresh=fresh, say=say, seconds=60 * plan.minutes)
 
 
-def summarise(cells: dict[str, Json]) -> Json:
+def summarise(cells: Mapping[str, Json]) -> Json:
     """The claim beside what the mix shows, for each selection and direction."""
     found = [
         {
@@ -159,45 +165,38 @@ def summarise(cells: dict[str, Json]) -> Json:
     return {"claim": "C2: dynamic buckets save 42 % memory", "on_the_mix": found}
 
 
-def _measure_missing(plan: DynamicPlan, *, result: BenchResult, folder: Path, say: Say) -> None:
-    grid = list(product(plan.directions, SELECTIONS, plan.loads().items()))
-    for number, (direction, selection, (load, lengths)) in enumerate(grid, start=1):
-        key = f"{direction}/{selection}/{load}"
-        if key in result.cells:
-            say(f"{number}/{len(grid)}  {key}: measured before")
-            continue
-        case = Case(
-            length=sum(lengths), dtype=plan.dtype, direction=direction, heads=plan.heads,
-            head_width=plan.head_width, seed=plan.seed, device=plan.device,
-        )  # fmt: skip
-        measured = _measure(case, selection, lengths, plan=plan)
-        result.cells[key] = {"direction": direction, "selection": selection, "load": load, **measured}
-        save_result(result, folder=folder)
-        saved = measured["memory_saved"]
-        words = "no memory measured" if saved is None else f"memory saved {saved:.0%}"
-        say(f"{number}/{len(grid)}  {key}: {words}, {measured['times_faster']['median']:.2f} times faster")
+def _words(cell: Json) -> str:
+    saved = cell["memory_saved"]
+    words = "no memory measured" if saved is None else f"memory saved {saved:.0%}"
+    return f"{words}, {cell['times_faster']['median']:.2f} times faster"
 
 
-def _measure(case: Case, selection: str, lengths: Sequence[int], *, plan: DynamicPlan) -> Json:
-    specs = specs_of(selection)
+def _measure(direction: str, selection: str, load: str, *, plan: DynamicPlan, seconds: float) -> Json:
+    ends = time.monotonic() + seconds
+    lengths, specs = plan.loads()[load], specs_of(selection)
+    case = Case(
+        length=sum(lengths), dtype=plan.dtype, direction=direction, heads=plan.heads, head_width=plan.head_width,
+        seed=plan.seed, device=plan.device,
+    )  # fmt: skip
     peaks = {side: _peak(case, selection, side, lengths, threads=plan.threads) for side in specs}
     inputs = make_inputs(case)
     runs = alternate(
-        {side: make_call(packed_work(inputs, spec, lengths), case) for side, spec in specs.items()},
+        {side: make_call(packed_work(inputs, spec, lengths), direction=direction) for side, spec in specs.items()},
         repetitions=plan.repetitions,
         patience_seconds=_PATIENCE_SECONDS,
+        seconds=ends - time.monotonic(),
         synchronise=synchroniser(case.device),
     )
     following, fixed = (peaks[side]["peak_extra_bytes"] for side in ("following", "fixed"))
     return {
-        "tokens": case.length,
+        "direction": direction, "selection": selection, "load": load, "tokens": case.length,
         "sides": {
             side: {"seconds": runs[side], "median_seconds": statistics.median(runs[side]), **peaks[side]}
             for side in specs
         },
         "memory_saved": 1 - following / fixed if following is not None and fixed else None,
         "times_faster": ratio_of(runs["fixed"], runs["following"]).record(),
-    }
+    }  # fmt: skip
 
 
 def _peak(case: Case, selection: str, side: str, lengths: Sequence[int], *, threads: int) -> Json:

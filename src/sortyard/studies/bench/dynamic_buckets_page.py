@@ -87,7 +87,7 @@ def _load_text(cell: Json) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return MISSING if share is None else f"{share:.0%}"
+    return MISSING if share is None else f"{round(share, 2) + 0.0:.0%}"  # adding zero takes the sign off a zero
 
 
 def _figure(result: BenchResult, selection: str) -> Figure:

@@ -2,7 +2,7 @@
 
 import statistics
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -25,10 +25,10 @@ from sortyard.studies.bench.fidelity_selections import (
     points_of,
 )
 from sortyard.studies.bench.fidelity_text import read_documents, take_passages
-from sortyard.studies.bench.results import BenchResult, new_result, resume_result, save_result
+from sortyard.studies.bench.results import BenchResult, new_result
+from sortyard.studies.bench.study import Say, Study, run_study
 
 Json = dict[str, Any]
-Say = Callable[[str], None]
 Passages = Mapping[int, list[Tensor]]
 WHAT = (
     "error of a layer's output against dense attention (norm of the difference over the norm, mean over layers), "
@@ -124,7 +124,6 @@ def run_fidelity(plan: FidelityPlan, *, folder: Path, fresh: bool, say: Say) -> 
     Raises:
         InputError: the model or the text cannot be used, or the folder holds a result of other settings.
     """
-    torch.set_num_threads(plan.threads)
     encoder = load_encoder(plan.model, name=plan.model_name)
     lengths = _lengths(plan, encoder)
     passages = _passages(plan, encoder, lengths)
@@ -135,16 +134,19 @@ def run_fidelity(plan: FidelityPlan, *, folder: Path, fresh: bool, say: Say) -> 
             "stretched_from": encoder.native_length,
         },
     )  # fmt: skip
-    result = resume_result(begun, folder=folder, fresh=fresh)
-    try:
-        _measure_missing(plan, encoder, passages, result=result, folder=folder, say=say)
-        result.complete = True
-    finally:  # an interrupted run keeps what it has
-        if result.cells:
-            result.summary = summarise(result.cells)
-            save_result(result, folder=folder)
-            fidelity_page(result, folder=folder)
-    return result, fidelity_text(result)
+    cell_of = _CellOf(encoder, passages, seed=plan.seed)
+    study = Study(
+        begun=begun,
+        items={"/".join(map(str, where)): where for where in plan.cells(lengths)},
+        measure=cell_of,
+        words=_words,
+        summarise=summarise,
+        write_page=fidelity_page,
+        write_text=fidelity_text,
+        is_current=lambda where, cell: bool(cell["tokens"] == _digest(passages[where[0]])),
+        is_timed=False,
+    )
+    return run_study(study, folder=folder, fresh=fresh, say=say)
 
 
 def measure_cell(
@@ -181,28 +183,26 @@ def measure_cell(
     }
 
 
-def _measure_missing(
-    plan: FidelityPlan, encoder: Encoder, passages: Passages, *, result: BenchResult, folder: Path, say: Say
-) -> None:
-    cells = plan.cells(tuple(passages))
-    dense: dict[int, list[Tensor]] = {}
-    for number, (length, family, point) in enumerate(cells, start=1):
-        key = f"{length}/{family}/{point}"
-        tokens = _digest(passages[length])
-        if result.cells.get(key, {}).get("tokens") == tokens:
-            say(f"{number}/{len(cells)}  {key}: measured before")
-            continue
-        if length not in dense:
-            dense = {length: [encoder.states(ids, F.scaled_dot_product_attention) for ids in passages[length]]}
-        keys = None if family == TREE else result.cells[f"{length}/{TREE}/{point}"]["keys"]
-        selection = make_selection(family, point, length=length, keys=keys, seed=plan.seed)
-        measured = measure_cell(encoder, passages[length], selection, dense=dense[length])
-        result.cells[key] = {"length": length, "selection": family, "point": point, "tokens": tokens, **measured}
-        save_result(result, folder=folder)
-        say(
-            f"{number}/{len(cells)}  {key}: {measured['keys']:.0f} keys a query, error {measured['error']:.3f}, "
-            f"cosine {measured['cosine']:.4f}"
-        )
+class _CellOf:
+    """Measures a length, family and point; keeps the encoder's own states of one length, as they are slow to make."""
+
+    def __init__(self, encoder: Encoder, passages: Passages, *, seed: int):
+        self._encoder, self._passages, self._seed = encoder, passages, seed
+        self._dense: dict[int, list[Tensor]] = {}
+
+    def __call__(self, where: tuple[int, str, str], cells: Mapping[str, Json], _: float) -> Json:
+        length, family, point = where
+        passages = self._passages[length]
+        if length not in self._dense:
+            self._dense = {length: [self._encoder.states(ids, F.scaled_dot_product_attention) for ids in passages]}
+        keys = None if family == TREE else cells[f"{length}/{TREE}/{point}"]["keys"]
+        selection = make_selection(family, point, length=length, keys=keys, seed=self._seed)
+        measured = measure_cell(self._encoder, passages, selection, dense=self._dense[length])
+        return {"length": length, "selection": family, "point": point, "tokens": _digest(passages), **measured}
+
+
+def _words(cell: Json) -> str:
+    return f"{cell['keys']:.0f} keys a query, error {cell['error']:.3f}, cosine {cell['cosine']:.4f}"
 
 
 def _lengths(plan: FidelityPlan, encoder: Encoder) -> tuple[int, ...]:

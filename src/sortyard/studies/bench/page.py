@@ -39,7 +39,7 @@ def write_page(result: BenchResult, *, folder: Path, title: str, verdict: str, s
         bars=(),
         bars_note="",
         facts=_facts(result),
-        commands=(result.command,),
+        commands=(*result.earlier_commands, result.command),
         sections=tuple(sections),
         folder=folder.resolve().name,
     )
@@ -54,10 +54,13 @@ def threads_text(result: BenchResult) -> str:
 
 
 def value_axis(traces: Sequence[Json]) -> Json:
-    """A logarithmic axis for traces of positive values; labelled at 1, 2 and 5 where it spans less than two decades."""
+    """A logarithmic axis for traces of positive values, labelled at powers of ten; at 1, 2 and 5 or every digit too
+    where few of those are in sight.
+    """
     values = [y for trace in traces for y in trace["y"]]
-    is_short = bool(values) and max(values) < 100 * min(values)
-    return {"type": "log", "exponentformat": "none", "tickformat": "~g", "dtick": "D2" if is_short else 1}
+    span = max(values) / min(values) if values else 1.0
+    labels: int | str = 1 if span >= 100 else ("D2" if span >= 5 else "D1")
+    return {"type": "log", "exponentformat": "none", "tickformat": "~g", "dtick": labels}
 
 
 def length_axis(lengths: Sequence[int]) -> Json:
@@ -66,15 +69,21 @@ def length_axis(lengths: Sequence[int]) -> Json:
 
 
 def _facts(result: BenchResult) -> tuple[Fact, ...]:
-    cores = f"{result.machine['cores']} cores, {threads_text(result)}"
+    cores = f"{result.machine['cores']} cores, {threads_text(result)}; {result.machine['device']}{_load_text(result)}"
     packages = ("sortyard", "torch")
     peers = [f"{name} {known}" for name, known in result.versions.items() if name not in packages]
     code = f"code {result.code}" + (f", commit {result.commit[:12]}" if result.commit else "")
     return (
-        Fact("Machine", str(result.machine["cpu"]), f"{cores}; {result.machine['device']}"),
+        Fact("Machine", str(result.machine["cpu"]), cores),
         Fact("Versions", ", ".join(f"{name} {result.versions[name]}" for name in packages), ", ".join(peers)),
         Fact("Code", f"seed {result.seed}", code),
     )
+
+
+def _load_text(result: BenchResult) -> str:
+    """How busy the machine was when the cells began; more than the threads is the work of others."""
+    loads = [cell["machine_load"] for cell in result.cells.values() if cell.get("machine_load") is not None]
+    return f"; load {min(loads):g} to {max(loads):g}" if loads else ""
 
 
 def _render(page: Page) -> str:

@@ -30,7 +30,7 @@ class BenchResult:
     Attributes:
         name: The files are NAME.json and NAME.html.
         what: One sentence that says what the numbers are.
-        command: The command line that repeats it, without folders of this machine.
+        command: The newest command line, without folders of this machine.
         seed: Seed of everything drawn.
         threads: Threads of torch.
         settings: Whatever changes the value of a cell.
@@ -44,6 +44,7 @@ class BenchResult:
         cells: What was measured, by key.
         summary: What follows from the cells.
         complete: Whether every cell that was asked for is there.
+        earlier_commands: Other command lines, before this one, that some cells come from.
     """
 
     name: str
@@ -62,6 +63,7 @@ class BenchResult:
     cells: dict[str, Json] = field(default_factory=dict)
     summary: Json = field(default_factory=dict)
     complete: bool = False
+    earlier_commands: list[str] = field(default_factory=list)
 
     def record(self) -> Json:
         """Return the result as JSON values."""
@@ -78,6 +80,7 @@ def new_result(
     device: str,
     settings: Mapping[str, Any],
     packages: Sequence[str] = (),
+    sources: Sequence[str] = ("ops",),
 ) -> BenchResult:
     """Begin a result: describe the machine, the versions and the code as they are now.
 
@@ -90,6 +93,7 @@ def new_result(
         device: "cpu", "cuda" or "cuda:0".
         settings: Whatever changes the value of a cell, as JSON values.
         packages: Distributions beyond the library's own whose versions matter.
+        sources: Folders of the library whose code is measured.
 
     Returns:
         A result without cells.
@@ -104,7 +108,7 @@ def new_result(
         seed=seed,
         threads=threads,
         settings=json.loads(json.dumps(dict(settings))),
-        code=code_digest(),
+        code=code_digest(sources),
         versions=versions | {package: version_of(package) for package in packages},
         python=found["python"],
         platform=found["platform"],
@@ -140,6 +144,8 @@ def resume_result(begun: BenchResult, *, folder: Path, fresh: bool) -> BenchResu
     if differ:
         raise InputError(f"{path} holds a result with other {' and '.join(differ)}; {remedy}")
     begun.cells = stored.cells
+    commands = dict.fromkeys([*stored.earlier_commands, stored.command]) if stored.cells else {}
+    begun.earlier_commands = [command for command in commands if command != begun.command]
     return begun
 
 
@@ -174,12 +180,12 @@ def version_of(package: str) -> str:
         return NOT_INSTALLED
 
 
-def code_digest() -> str:
-    """A digest of the operations' source: what is measured, whatever the commit says about the rest."""
+def code_digest(sources: Sequence[str]) -> str:
+    """A digest of some folders' source: what is measured, whatever the commit says about the rest."""
     digest = hashlib.sha256()
-    folder = Path(sortyard.__file__).parent / "ops"
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in _SOURCES):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for folder in (Path(sortyard.__file__).parent / name for name in sources):
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in _SOURCES):
+            digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

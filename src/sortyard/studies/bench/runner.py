@@ -39,6 +39,7 @@ def alternate(
     repetitions: int,
     warmup: int = 1,
     patience_seconds: float = math.inf,
+    seconds: float = math.inf,
     no_warmup: Collection[str] = (),
     synchronise: Call = _nothing,
     on_failure: Failed | None = None,
@@ -50,6 +51,8 @@ def alternate(
         repetitions: Measured rounds, at least 1.
         warmup: Rounds that run first and do not count, at least 0.
         patience_seconds: A side whose measured runs add up to more is not repeated; it has one run at least.
+        seconds: A round that would end later than so many seconds from now, were it as long as the one before, does
+            not begin; one round is measured at least.
         no_warmup: Sides that run no warm-up round, for instance because one run takes a minute.
         synchronise: Waits until the device has finished; runs before and after each call.
         on_failure: Takes the name and the error of a side that fails, which is then left out. If it is left out,
@@ -66,12 +69,16 @@ def alternate(
     if warmup < 0:
         raise ValueError(f"warmup is {warmup}; it must be at least 0")
     runs: dict[str, list[float]] = {name: [] for name in calls}
+    begun = round_ended = time.perf_counter()
+    round_seconds = 0.0
     for turn in range(-warmup, repetitions):
+        if turn > 0 and round_ended - begun + round_seconds > seconds:
+            break
         for name in [name for name in runs if _is_due(runs[name], patience_seconds)]:
             if turn < 0 and name in no_warmup:
                 continue
             try:
-                seconds = _timed(calls[name], synchronise)
+                taken = _timed(calls[name], synchronise)
             except Exception as error:
                 if on_failure is None:
                     raise
@@ -79,7 +86,9 @@ def alternate(
                 del runs[name]
                 continue
             if turn >= 0:
-                runs[name].append(seconds)
+                runs[name].append(taken)
+        round_begun, round_ended = round_ended, time.perf_counter()
+        round_seconds = round_ended - round_begun
     return runs
 
 
@@ -98,6 +107,19 @@ def ratio_of(base: Sequence[float], own: Sequence[float]) -> Ratio:
     rounds = range(max(len(base), len(own)))
     ratios = [base[min(i, len(base) - 1)] / own[min(i, len(own) - 1)] for i in rounds]
     return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+
+
+def reason_of(error: Exception) -> str:
+    """Write an error in one line: its kind and its first two lines, as torch's compiler names the cause in the second.
+
+    Args:
+        error: The error.
+
+    Returns:
+        The line.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ": ".join([type(error).__name__, " ".join(lines[:2])])
 
 
 def _is_due(seconds: Sequence[float], patience_seconds: float) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from sortyard.ops.bucket_attention.backend import available_backends
 from sortyard.studies.bench.cases import DTYPES, Case, Inputs, Work, make_call, make_inputs
 from sortyard.studies.bench.memory import Probe
 from sortyard.studies.bench.peers import REFORMER_SIDES, Peer
+from sortyard.studies.bench.runner import Call
 
 DENSE = "dense"
 # The lengths at which to be dense are the layer's business: here every length is measured sparse.
@@ -39,6 +41,7 @@ class Side:
         unfit: Why a case cannot be measured with it; empty where it can.
         is_quadratic: Whether its time grows as the square of the length.
         materialises: Whether it holds the whole matrix of weights.
+        needs_warmup: Whether its first call compiles.
         spec: The settings, where it is ours.
     """
 
@@ -49,7 +52,30 @@ class Side:
     unfit: Callable[[Case], str] = lambda _: ""
     is_quadratic: bool = False
     materialises: bool = False
+    needs_warmup: bool = False
     spec: BucketSpec | None = None
+
+    @property
+    def time_power(self) -> float:
+        """How fast its time grows with the length; for all but the quadratic ones on the safe side."""
+        return 2.0 if self.is_quadratic else 1.4
+
+    @property
+    def memory_power(self) -> float:
+        """How fast its memory grows with the length."""
+        return 2.0 if self.materialises else 1.1
+
+    def least_bytes(self, case: Case) -> int:
+        """What a call needs for certain: logits and weights, where they are held."""
+        return 2 * case.heads * case.length**2 * DTYPES[case.dtype].itemsize if self.materialises else 0
+
+    def call(self, case: Case) -> Call:
+        """Its work in a case, on inputs made here."""
+        return make_call(self.make(make_inputs(case), case), direction=case.direction)
+
+    def facts(self, case: Case) -> dict[str, Any]:
+        """What its record says besides time and memory."""
+        return {"keys_per_query": round(self.keys(case.length), 1)}
 
 
 def find_sides(device: str) -> dict[str, Side]:
@@ -59,7 +85,7 @@ def find_sides(device: str) -> dict[str, Side]:
         sides += [_own(f"{name}-{backend}", spec, backend) for name, spec in TREES.items()]
     sides.append(_own("rounds-cpu", ROUNDS, "cpu"))
     if device.startswith("cuda"):
-        sides += [_flash(), _dense("flex", "torch's flex_attention, compiled, without a mask", _flex)]
+        sides += [_flash(), _flex_side()]
     sides += [_peer(peer) for peer in REFORMER_SIDES]
     return {side.name: side for side in sides}
 
@@ -68,9 +94,7 @@ def attention_probe(*, side: str, **fields: object) -> Probe:
     """What the memory measurement's child runs: one side in one case, and the same at a small length."""
     case = Case(**fields)  # type: ignore[arg-type]
     chosen = find_sides(case.device)[side]
-    small = replace(case, length=_WARM_LENGTH)
-    calls = [make_call(chosen.make(make_inputs(one), one), one) for one in (case, small)]
-    return Probe(call=calls[0], warm=calls[1])
+    return Probe(call=chosen.call(case), warm=chosen.call(case.at(_WARM_LENGTH)))
 
 
 def _own(name: str, spec: BucketSpec, backend: str) -> Side:
@@ -106,6 +130,10 @@ def _flash() -> Side:
         return "" if DTYPES[case.dtype] != torch.float32 else "flash attention takes no fp32"
 
     return replace(_dense("flash", "torch's flash attention, no other kernel allowed", _flash_only), unfit=unfit)
+
+
+def _flex_side() -> Side:
+    return replace(_dense("flex", "torch's flex_attention, compiled, without a mask", _flex), needs_warmup=True)
 
 
 def _peer(peer: Peer) -> Side:
