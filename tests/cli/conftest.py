@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sortyard.cli.main import main
+from tests.cli.adapting import SPARSE, write_text
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -67,3 +68,19 @@ def program(tmp_path: Path) -> Callable[..., Ended]:
         return Ended(ended.returncode, ended.stdout, ended.stderr)
 
     return run
+
+
+@pytest.fixture
+def sparse(sortyard: Callable, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a text, and an upcycled folder whose attention is sparse at its 48 positions."""
+    from tests.cli.test_upcycle import write_dense
+
+    def make(name: str = "sparse", *words: str, head: str = "masked_lm") -> Path:
+        write_text(tmp_path)
+        if not (tmp_path / "dense").exists():
+            write_dense(tmp_path / "dense", head=head)
+        ended = sortyard("upcycle", "dense", "--out", name, *SPARSE, *words)
+        assert ended.status == 0, ended.err
+        return tmp_path / name
+
+    return make

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 
 from sortyard.jobs import checkup
+from sortyard.model.factory import build_model
+from sortyard.model.options import ModelOptions
 from sortyard.recipe import load_recipe, shipped_recipes
 
 NAMES = [recipe.name for recipe in shipped_recipes()]
+VERBS_OF = {"adapt": {"adapt"}, "experts-laptop": {"pretrain"}}  # the others pretrain and fine-tune
 
 
 def test_new_writes_a_recipe_that_passes_the_check(sortyard: Callable, tmp_path: Path) -> None:
@@ -61,15 +64,30 @@ def test_unusable_input_creates_nothing(words: list[str], sortyard: Callable, tm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def some_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a model that adapting can start from."""
+    options = ModelOptions(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=512)
+    folder = tmp_path_factory.mktemp("model")
+    model = build_model(options, head="masked_lm", vocab_size=50, tokenizer_ids={"pad_token_id": 0}, seed=0)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_shipped_recipe_builds(name: str, sortyard: Callable, tmp_path: Path) -> None:
-    pretrain = sortyard("pretrain", name, "--dry-run", "--json")
-    finetune = sortyard("finetune", name, "--dry-run", "--json")
-    assert (pretrain.status, finetune.status) == (0, 0)
-    (plan,) = pretrain.json["plan"]
-    assert 0 < plan["active_parameters"] < plan["parameters"]
-    assert plan["memory_bytes"] > 8 * plan["parameters"]
-    assert plan["tokens"] == plan["steps"] * plan["samples_per_step"] * plan["sequence_length"]
+def test_every_shipped_recipe_builds(name: str, sortyard: Callable, some_model: str, tmp_path: Path) -> None:
+    verbs = {"pretrain": ["pretrain"], "finetune": ["finetune"], "adapt": ["adapt", some_model]}
+    ended = {verb: sortyard(*words, name, "--dry-run", "--json") for verb, words in verbs.items()}
+    assert {verb for verb, end in ended.items() if end.status == 0} == VERBS_OF.get(name, {"pretrain", "finetune"})
+    for verb, end in ended.items():
+        if end.status:
+            assert (end.status, f"has no section {verb}" in end.json["error"]) == (2, True)
+            continue
+        (plan,) = end.json["plan"]
+        assert 0 < plan["active_parameters"] < plan["parameters"]
+        assert plan["memory_bytes"] > 8 * plan["parameters"]
+        if verb != "finetune":
+            assert plan["tokens"] == plan["steps"] * plan["samples_per_step"] * plan["sequence_length"]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -83,6 +83,14 @@ def test_a_missing_key_is_named_with_its_section(tmp_path: Path) -> None:
     assert found.startswith("my.yaml:2: pretrain.data.path: must be given")
 
 
+def test_a_missing_key_is_named_also_where_an_override_made_its_section(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 1\n")
+    found = complaint(path, "pretrain.data.path=x.txt")
+    assert [line.partition(" (")[0] for line in found] == [
+        "override pretrain.data.path=x.txt: pretrain.loop: must be given"
+    ]
+
+
 def test_overrides_win_and_are_named_in_errors() -> None:
     words = ["model.num_experts=16", "model.num_experts=32", "pretrain.optimizer.lr=3e-4"]
     recipe = load_recipe("small", overrides=words).recipe

@@ -13,6 +13,7 @@ import typer
 
 import sortyard
 from sortyard.cli import (
+    adapt,
     bench,
     config,
     data,
@@ -26,6 +27,7 @@ from sortyard.cli import (
     recipes,
     report,
     resume,
+    study,
     upcycle,
 )
 from sortyard.errors import InputError
@@ -54,11 +56,13 @@ app.command("new", rich_help_panel=START)(new.new)
 app.command("pretrain", rich_help_panel=TRAIN)(pretrain.pretrain)
 app.command("finetune", rich_help_panel=TRAIN)(finetune.finetune)
 app.command("upcycle", rich_help_panel=TRAIN)(upcycle.upcycle)
+app.command("adapt", rich_help_panel=TRAIN)(adapt.adapt)
 app.command("resume", rich_help_panel=TRAIN)(resume.resume)
 app.command("eval", rich_help_panel=USE)(evaluate.evaluate)
 app.command("predict", rich_help_panel=USE)(predict.predict)
 app.command("report", rich_help_panel=USE)(report.report)
 app.add_typer(bench.app, name="bench", rich_help_panel=USE)
+app.add_typer(study.app, name="study", rich_help_panel=USE)
 app.add_typer(config.app, name="config", rich_help_panel=DATA)
 app.add_typer(data.app, name="data", rich_help_panel=DATA)
 

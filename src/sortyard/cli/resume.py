@@ -1,5 +1,6 @@
 """`sortyard resume`: an interrupted run to its end."""
 
+from sortyard.cli.adapt import adapted_text
 from sortyard.cli.arguments import RunArgument
 from sortyard.cli.output import Output, verb
 
@@ -16,4 +17,5 @@ def resume(run: RunArgument, *, output: Output) -> None:
         RunFolder.open(run)  # a folder that is no run is refused before a lock is left in it
     with run_lock(run):
         found = resume_run(run, display=output.display())
-    output.result(found, text=f"{found['run']}: {found['steps']:,} steps ({found['reason']})")
+    plain = f"{found['run']}: {found['steps']:,} steps ({found['reason']})"
+    output.result(found, text=adapted_text(found) if "before" in found else plain)

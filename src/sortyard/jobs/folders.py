@@ -22,9 +22,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True)
 class Job:
-    """What a run's recipe does not say: the verb, and the model that fine-tuning started from."""
+    """What a run's recipe does not say: the verb, and the model that fine-tuning or adapting started from."""
 
-    verb: Literal["pretrain", "finetune"]
+    verb: Literal["pretrain", "adapt", "finetune"]
     start: str | None = None
 
 
@@ -121,8 +121,8 @@ def open_job(run: RunFolder) -> tuple[Job, Recipe]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold one JSON object, so this run cannot be continued")
     verb, start = content.get("verb"), content.get("start")
-    if verb not in ("pretrain", "finetune"):
-        raise InputError(f"{path}: verb is {verb!r}; it must be pretrain or finetune")
+    if verb not in ("pretrain", "adapt", "finetune"):
+        raise InputError(f"{path}: verb is {verb!r}; it must be pretrain, adapt or finetune")
     if not (start is None or isinstance(start, str)):
         raise InputError(f"{path}: start is {start!r}; it must be the name of a folder or model, or null")
     return Job(verb, start), load_recipe(run.resolved).recipe

@@ -18,6 +18,9 @@ def absolute(recipe: Recipe) -> Recipe:
     if recipe.pretrain is not None:
         data = _absolute(recipe.pretrain.data, "path")
         changes["pretrain"] = recipe.pretrain.model_copy(update={"data": data})
+    if recipe.adapt is not None:
+        section = recipe.adapt if recipe.adapt.teacher == "dense" else _absolute(recipe.adapt, "teacher")
+        changes["adapt"] = section.model_copy(update={"data": _absolute(section.data, "path")})
     if recipe.finetune is not None:
         task = _absolute(recipe.finetune.task, "data", "dev", "test")
         changes["finetune"] = recipe.finetune.model_copy(update={"task": task})

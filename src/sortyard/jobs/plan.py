@@ -1,9 +1,9 @@
 """What a run would cost, worked out before anything starts."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from sortyard.jobs.sections import finetune_section, pretrain_section
+from sortyard.jobs.sections import adapt_section, finetune_section, pretrain_section
 from sortyard.recipe import Recipe
 from sortyard.training.options import LoopOptions
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 GIB = 1 << 30
+Phase = Literal["pretrain", "adapt", "finetune"]
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,13 @@ class Plan:
         sequence_length: Tokens of a row, or at most of an example.
         steps: Optimizer steps; None where they depend on the amount of data.
         epochs: Passes over the data; None where steps are set.
+        max_seconds: Training time after which the run ends earlier; 0 = no such limit.
         tokens: At most, over all steps; None where the steps are.
         sparsity: Share of query-key pairs that attention leaves out of one sequence of that length; None for a model of
             another library.
     """
 
-    phase: Literal["pretrain", "finetune"]
+    phase: Phase
     parameters: int
     active_parameters: int
     memory_bytes: int
@@ -41,6 +43,7 @@ class Plan:
     sequence_length: int
     steps: int | None
     epochs: float | None
+    max_seconds: float
     tokens: int | None
     sparsity: float | None
 
@@ -53,6 +56,7 @@ class Plan:
         count, size = self.micro_batches
         step = f"{self.samples_per_step:,} sequences = {count} x {size:,} of {self.sequence_length:,} tokens"
         length = f"{self.steps:,} steps" if self.steps is not None else f"{self.epochs:g} epochs over the data"
+        length += f", or as many as fit into {self.max_seconds / 60:g} minutes" if self.max_seconds else ""
         tokens = f", at most {self.tokens:,} tokens" if self.tokens is not None else ""
         sparsity = (
             "" if self.sparsity is None else f"\n  sparsity    {self.sparsity:.0%} of an unbroken sequence's pairs"
@@ -94,6 +98,24 @@ def plan_finetuning(recipe: Recipe, *, start: "nn.Module | None" = None) -> Plan
     return _plan(model, phase="finetune", loop=section.loop, length=section.task.max_length, target_share=0.0)
 
 
+def plan_adapting(recipe: Recipe, *, start: "nn.Module") -> Plan:
+    """Works out the cost of adapting a model, its teacher's weights included.
+
+    Args:
+        recipe: With an adapt section in which nothing is left open.
+        start: The model's shapes.
+
+    Raises:
+        InputError: The recipe has no adapt section.
+    """
+    from sortyard.evaluation.cost import FLOAT_BYTES
+
+    section = adapt_section(recipe)
+    share = 0.0 if section.objective == "distil" else section.masking.probability
+    plan = _plan(start, phase="adapt", loop=section.loop, length=section.data.sequence_length, target_share=share)
+    return replace(plan, memory_bytes=plan.memory_bytes + FLOAT_BYTES * plan.parameters)
+
+
 def _shapes(recipe: Recipe, *, head: str, num_labels: int) -> "nn.Module":
     from sortyard.evaluation.cost import meta_model
     from sortyard.model.configuration import SortyardConfig
@@ -105,9 +127,7 @@ def _shapes(recipe: Recipe, *, head: str, num_labels: int) -> "nn.Module":
     return model
 
 
-def _plan(
-    model: "nn.Module", *, phase: Literal["pretrain", "finetune"], loop: LoopOptions, length: int, target_share: float
-) -> Plan:
+def _plan(model: "nn.Module", *, phase: Phase, loop: LoopOptions, length: int, target_share: float) -> Plan:
     from sortyard.evaluation.cost import parameter_counts, training_memory
 
     counts = parameter_counts(model)
@@ -133,6 +153,7 @@ def _plan(
         sequence_length=length,
         steps=loop.steps,
         epochs=loop.epochs,
+        max_seconds=loop.max_seconds,
         tokens=None if loop.steps is None else loop.steps * samples * length,
         sparsity=_sparsity(model, length=length),
     )

@@ -99,7 +99,7 @@ def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict
         best_metric="loss",
         progress=display.progress("pretrain"),
     )
-    texts = _decoded(corpus)
+    texts = decoded_rows(corpus)
     write_documents(run, model=model, tokenizer=corpus.tokenizer, texts=texts, display=display)
     return {
         "run": run.path,
@@ -145,7 +145,7 @@ def _rows_to_score(
     return corpus.rows, corpus.vocabulary
 
 
-def _decoded(corpus: "Corpus") -> list[str]:
+def decoded_rows(corpus: "Corpus") -> list[str]:
     """Returns the first pieces of the first held-out rows (of the training rows where none are held out) as text."""
     rows = corpus.held_out if corpus.held_out is not None else corpus.rows
     texts = []

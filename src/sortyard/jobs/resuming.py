@@ -34,8 +34,12 @@ def resume_run(path: Path, *, display: Display) -> dict[str, Any]:
             from sortyard.jobs.pretraining import run_pretraining
 
             return run_pretraining(run, recipe=recipe, display=display)
-        from sortyard.jobs.finetuning import run_finetuning
-
         if job.start is None:
             raise InputError(f"{path / 'job.json'}: start is missing, so this run cannot be continued")
+        if job.verb == "adapt":
+            from sortyard.jobs.adapting import run_adapting
+
+            return run_adapting(run, recipe=recipe, start=job.start, display=display)
+        from sortyard.jobs.finetuning import run_finetuning
+
         return run_finetuning(run, recipe=recipe, start=job.start, display=display)

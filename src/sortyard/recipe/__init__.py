@@ -1,11 +1,12 @@
 """A run's configuration: one YAML file, validated as a whole; imports no torch."""
 
 from sortyard.recipe.loading import LoadedRecipe, json_schema, load_recipe, resolved_yaml, save_resolved
-from sortyard.recipe.sections import FinetuneSection, PretrainSection, Recipe
+from sortyard.recipe.sections import AdaptSection, FinetuneSection, PretrainSection, Recipe
 from sortyard.recipe.shipped import ShippedRecipe, find_recipe, recipes_folder, shipped_recipes
 from sortyard.recipe.template import commented_recipe
 
 __all__ = [
+    "AdaptSection",
     "FinetuneSection",
     "LoadedRecipe",
     "PretrainSection",

@@ -23,9 +23,14 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        named = not self.path or self.where.startswith(OVERRIDE)  # an override's own words name the key
-        key = "" if named else f"{dotted(self.path)}: "
+        key = "" if not self.path or self._is_named else f"{dotted(self.path)}: "
         return f"{self.where}: {key}{self.text}"
+
+    @property
+    def _is_named(self) -> bool:
+        """Whether the place is an override that names the key itself, or one below it."""
+        word = self.where.removeprefix(OVERRIDE)
+        return word != self.where and f"{word.partition('=')[0]}.".startswith(f"{dotted(self.path)}.")
 
 
 def raise_problems(problems: Sequence[Problem]) -> None:

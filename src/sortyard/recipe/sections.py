@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from sortyard.data.options import CorpusOptions, MaskingOptions, TaskOptions
 from sortyard.model.options import ModelOptions
+from sortyard.objectives.options import DistillationOptions
 from sortyard.options import Options
 from sortyard.tokenizer.options import TokenizerOptions
 from sortyard.training.options import LoopOptions, OptimizerOptions, ScheduleOptions
@@ -33,6 +34,46 @@ class FinetuneSection(Options):
     schedule: ScheduleOptions = Field(default_factory=ScheduleOptions, description="the learning rate over the run")
 
 
+class AdaptSection(Options):
+    """Settling: a model whose attention was swapped or whose router is new goes on learning for a few minutes."""
+
+    data: CorpusOptions = Field(
+        description="the text; a sequence_length left out is the model's number of positions, at most 512"
+    )
+    objective: Literal["auto", "distil", "masked_lm", "both"] = Field(
+        "auto",
+        description="follow a teacher's hidden states, predict masked tokens, or both; auto follows where the model "
+        "was upcycled",
+    )
+    teacher: str = Field(
+        "dense",
+        min_length=1,
+        description="whom to follow: dense, the model as it starts with dense attention, or another sortyard model's "
+        "folder or hub name",
+    )
+    distillation: DistillationOptions = Field(
+        default_factory=DistillationOptions, description="how the teacher is followed"
+    )
+    masking: MaskingOptions = Field(default_factory=MaskingOptions, description="which tokens masked_lm hides")
+    keep_dropout: bool = Field(
+        False, description="leave the model's dropout on; off, nothing but attention and experts moves the states"
+    )
+    held_out_rows: int = Field(16, ge=1, le=100_000, description="held-out rows that every evaluation reads")
+    loop: LoopOptions = Field(
+        description="how long, in which batches; with max_seconds, steps is lowered to what fits into them"
+    )
+    optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions, description="AdamW")
+    schedule: ScheduleOptions = Field(default_factory=ScheduleOptions, description="the learning rate over the run")
+
+    @model_validator(mode="after")
+    def _something_is_held_out(self) -> Self:
+        if self.data.validation_fraction == 0:
+            raise ValueError(
+                "data.validation_fraction is 0, but before and after are compared on held-out rows; raise it"
+            )
+        return self
+
+
 class Recipe(Options):
     """One run from text to a fine-tuned model; each verb reads its own section, so one file serves them all."""
 
@@ -44,6 +85,7 @@ class Recipe(Options):
     tokenizer: TokenizerOptions = Field(default_factory=TokenizerOptions, description="trained on the text, or loaded")
     model: ModelOptions = Field(default_factory=ModelOptions, description="the encoder; names are those of its config")
     pretrain: PretrainSection | None = Field(None, description="phase 1: language modelling on text")
+    adapt: AdaptSection | None = Field(None, description="between the two: an upcycled model settles on text")
     finetune: FinetuneSection | None = Field(None, description="phase 2: a task on labelled examples")
 
     @model_validator(mode="after")

@@ -75,6 +75,8 @@ def _processor(machine: Record) -> str:
 
 
 def _kind(phase: Phase) -> str:
+    if phase.is_adapting:
+        return "Adapting run"
     return "Fine-tuning run" if phase.is_finetuning else "Pretraining run"
 
 
@@ -123,7 +125,9 @@ def _bars_note(metric: str, *, interval: Record, n: int | None) -> str:
 
 
 def _course(phase: Phase) -> str:
-    """Say in a sentence how a language model's loss went."""
+    """Say in a sentence how a language model's loss went, or how a model that adapted follows its teacher."""
+    if phase.is_adapting and len(phase.evals) > 1:
+        return _following(phase.evals[0], phase.evals[-1])
     held_out = [record for record in phase.evals if record.get("loss") is not None]
     if held_out:
         first, last = held_out[0], held_out[-1]
@@ -141,3 +145,12 @@ def _course(phase: Phase) -> str:
         return "The run has recorded no loss yet."
     first, last = losses[0], losses[-1]
     return f"The training loss went from {first['loss']:.3f} to {last['loss']:.3f} in {last['step']:,} steps."
+
+
+def _following(first: Record, last: Record) -> str:
+    start, end = (f"{100 * record['relative_error']:.2g} %" for record in (first, last))
+    cosines = f"{first['token_cosine']:.4f} to {last['token_cosine']:.4f}"
+    return (
+        f"On held-out text its token states were {start} off its teacher's before and are {end} off after "
+        f"{last['step']:,} steps; their mean cosine went from {cosines}."
+    )

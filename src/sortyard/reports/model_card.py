@@ -18,6 +18,13 @@ PIPELINES = {
     "ForMaskedLM": "fill-mask",
     "ForCausalLM": "text-generation",
 }
+RETURNED = {
+    "ForSequenceClassification": "logits",
+    "ForTokenClassification": "logits",
+    "ForQuestionAnswering": "start_logits",
+    "ForMaskedLM": "logits",
+    "ForCausalLM": "logits",
+}
 
 
 @dataclass(frozen=True)
@@ -113,16 +120,16 @@ def _is_own(phase: Phase) -> bool:
 
 def _summary(phase: Phase, *, evaluation: Evaluation | None) -> str:
     what = "A sparse encoder with bucket attention and routed experts" if _is_own(phase) else "A model"
-    task = f", fine-tuned on {_inline(str(evaluation.result['task']))}" if evaluation else ", pretrained on text"
+    kind = ", adapted to text" if phase.is_adapting else ", pretrained on text"
+    task = f", fine-tuned on {_inline(str(evaluation.result['task']))}" if evaluation else kind
     size = f" It has {count(phase.parameters.total)} parameters" if phase.parameters else ""
     active = f", {count(phase.parameters.active)} of them active for a token." if phase.parameters and size else ""
     return f"{what}{task}.{size}{active}"
 
 
 def _snippet(phase: Phase) -> str:
-    classes = {"ForSequenceClassification": "AutoModelForSequenceClassification", "ForMaskedLM": "AutoModelForMaskedLM",
-               "ForCausalLM": "AutoModelForCausalLM"}  # fmt: skip
-    auto = next((cls for ending, cls in classes.items() if phase.architecture.endswith(ending)), "AutoModel")
+    head = next((name for name in RETURNED if phase.architecture.endswith(name)), "")
+    auto, result = f"AutoModel{head}", RETURNED.get(head, "last_hidden_state")
     return "\n".join(
         (
             "import sortyard",
@@ -131,7 +138,7 @@ def _snippet(phase: Phase) -> str:
             'folder = "path/to/model"',
             "tokenizer = AutoTokenizer.from_pretrained(folder)",
             f"model = {auto}.from_pretrained(folder).eval()",
-            'logits = model(**tokenizer("A text.", return_tensors="pt")).logits',
+            f'{result} = model(**tokenizer("A text.", return_tensors="pt")).{result}',
         )
     )
 
@@ -173,14 +180,16 @@ def _sources(data: RunData, *, recipe: dict[str, Any]) -> list[tuple[str, str]]:
     """Name the data by the last part of its path: the rest tells of the machine, not of the data."""
     found = []
     for phase in data.phases:
-        section = (phase.settings or recipe).get("finetune" if phase.is_finetuning else "pretrain") or {}
+        name = "adapt" if phase.is_adapting else "finetune" if phase.is_finetuning else "pretrain"
+        section = (phase.settings or recipe).get(name) or {}
         if phase.is_finetuning and section.get("task"):
             task = section["task"]
             found.append(
                 ("Fine-tuned on", f"{task.get('name', 'a task')}, from {Path(str(task.get('data', ''))).name}")
             )
         elif not phase.is_finetuning and section.get("data"):
-            found.append(("Pretrained on", Path(str(section["data"].get("path", ""))).name))
+            what = "Adapted on" if phase.is_adapting else "Pretrained on"
+            found.append((what, Path(str(section["data"].get("path", ""))).name))
     return found
 
 
@@ -193,6 +202,8 @@ def _limits(phase: Phase, *, evaluation: Evaluation | None, recipe: dict[str, An
         lines.append("The scores hold for texts like those of the split named above; other texts were not tried.")
         if evaluation.result["num_examples"] < 1000:
             lines.append("The split is small, so mind the interval.")
+    elif phase.is_adapting:
+        lines.append("The model was adapted without labels; how well it does its task afterwards was not measured.")
     else:
         lines.append("The model was trained on text alone; it needs fine-tuning before it answers anything.")
     if phase.environment.get("seed") is not None:

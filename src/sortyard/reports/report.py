@@ -108,13 +108,13 @@ def _sections(data: RunData) -> list[Section]:
         for evaluation in final.evaluations
     ]
     for phase in data.phases:
-        name = "Fine-tuning" if phase.is_finetuning else "Pretraining"
+        name = "Adapting" if phase.is_adapting else "Fine-tuning" if phase.is_finetuning else "Pretraining"
         found.append(training_section(phase, id=f"{_slug(name)}-training", title=name))
     for phase in data.phases:
         suffix = (
             "" if len(data.phases) == 1 else (" while fine-tuning" if phase.is_finetuning else " while pretraining")
         )
-        slug = "finetuning" if phase.is_finetuning else "pretraining"
+        slug = "adapting" if phase.is_adapting else "finetuning" if phase.is_finetuning else "pretraining"
         found.append(experts_section(phase, id=f"{slug}-experts", title=f"Experts{suffix}"))
         found.append(
             attention_section(phase, id=f"{slug}-attention", title=f"Buckets{suffix.replace('while', 'after')}")

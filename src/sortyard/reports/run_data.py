@@ -16,6 +16,7 @@ from sortyard.training.run_folder import RunFolder
 
 Record = dict[str, Any]
 SUB_RUNS = ("pretrain", "finetune")
+ROUTING = "routing.json"  # beside the evaluations: `sortyard eval --routing`
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Phase:
     """One run folder."""
 
     path: Path
+    verb: str
     train: tuple[Record, ...]
     evals: tuple[Record, ...]
     events: tuple[Record, ...]
@@ -40,14 +42,22 @@ class Phase:
     routing_steps: NDArray[np.int64]
     routing_loads: NDArray[np.float32]
     evaluations: tuple[Evaluation, ...]
+    routing: Record
     inspection: Record
     architecture: str
     parameters: ParameterCounts | None
 
     @property
     def is_finetuning(self) -> bool:
-        """Whether the run trained a task's head rather than a language model."""
+        """Whether the run trained a task's head rather than an encoder or language model."""
+        if self.is_adapting:
+            return False
         return bool(self.evaluations) or self.architecture.endswith("ForSequenceClassification")
+
+    @property
+    def is_adapting(self) -> bool:
+        """Whether the run let a model settle that was there before."""
+        return self.verb == "adapt"
 
     @property
     def settings(self) -> Record:
@@ -111,6 +121,7 @@ def _read_phase(path: Path) -> Phase:
     config = _read_json(run.model / "config.json")
     return Phase(
         path=path,
+        verb=str(_read_json(path / "job.json").get("verb", "")),
         train=_latest_by_step(run.read_metrics("train")),
         evals=_latest_by_step(run.read_metrics("eval")),
         events=tuple(run.read_events()),
@@ -119,6 +130,7 @@ def _read_phase(path: Path) -> Phase:
         routing_steps=steps,
         routing_loads=loads,
         evaluations=_read_evaluations(run.eval),
+        routing=_read_json(run.eval / ROUTING),
         inspection=_read_json(path / "inspection.json"),
         architecture=str((config.get("architectures") or [""])[0]),
         parameters=_count_parameters(run.model, config=config),
@@ -132,7 +144,7 @@ def _latest_by_step(records: list[Record]) -> tuple[Record, ...]:
 
 
 def _read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
-    files = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    files = sorted(file for file in folder.glob("*.json") if file.name != ROUTING) if folder.is_dir() else []
     return tuple(
         Evaluation(
             name=file.stem,
@@ -174,11 +186,16 @@ def _count_parameters(folder: Path, *, config: Record) -> ParameterCounts | None
 
 
 def _count_own(folder: Path, *, architecture: str) -> ParameterCounts | None:
-    from sortyard.evaluation.cost import meta_model, parameter_counts
+    import torch
+
+    from sortyard.evaluation.cost import parameter_counts
     from sortyard.model.configuration import SortyardConfig
     from sortyard.model.factory import HEADS
+    from sortyard.model.modeling import SortyardModel, SortyardPreTrainedModel
 
-    heads = {cls.__name__: head for head, cls in HEADS.items()}
-    if architecture not in heads:
+    kinds: tuple[type[SortyardPreTrainedModel], ...] = (SortyardModel, *HEADS.values())
+    kind = next((kind for kind in kinds if kind.__name__ == architecture), None)
+    if kind is None:
         return None
-    return parameter_counts(meta_model(SortyardConfig.from_pretrained(folder), head=heads[architecture]))
+    with torch.device("meta"):
+        return parameter_counts(kind(SortyardConfig.from_pretrained(folder)))

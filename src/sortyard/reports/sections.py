@@ -9,6 +9,7 @@ from sortyard.reports.bucket_figure import bucket_figure
 from sortyard.reports.curves import curves_figure
 from sortyard.reports.expert_figures import load_figure
 from sortyard.reports.figures import Figure, Table, confusion_figure
+from sortyard.reports.routing_figures import layer_table, saturation_figure, use_figure
 from sortyard.reports.run_data import Evaluation, Phase, Record
 from sortyard.reports.wording import metric_name, metric_value
 
@@ -90,10 +91,16 @@ def training_section(phase: Phase, *, id: str, title: str) -> Section | None:  #
 
 
 def experts_section(phase: Phase, *, id: str, title: str) -> Section | None:  # noqa: A002
-    """Load over time, and sample texts with their experts."""
-    figure = load_figure(phase, id=f"{id}-load")
+    """Load over time, use on texts as far as it was evaluated, and sample texts with their experts."""
+    figures = (
+        load_figure(phase, id=f"{id}-load"),
+        use_figure(phase.routing, id=f"{id}-use"),
+        saturation_figure(phase.routing, id=f"{id}-saturation"),
+    )
+    drawn = tuple(figure for figure in figures if figure is not None)
     routed = tuple(_routed(phase.inspection.get("routing") or {}))
-    return Section(id=id, title=title, figures=(figure,) if figure else (), routed=routed) if figure or routed else None
+    tables = (layer_table(phase.routing),) if phase.routing else ()
+    return Section(id=id, title=title, tables=tables, figures=drawn, routed=routed) if drawn or routed else None
 
 
 def attention_section(phase: Phase, *, id: str, title: str) -> Section | None:  # noqa: A002

