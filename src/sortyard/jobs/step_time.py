@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 REPEATS = 3
-SHARE = 0.9  # what the optimizer, the fetching of rows and a slower moment of the machine leave
+SHARE = 0.8  # what the optimizer, the fetching of rows and a slower moment of the machine leave
 LABELLED = 3  # every third token
 
 
@@ -21,7 +21,7 @@ def fitting_steps(model: Any, *, objective: Any, loop: LoopOptions, length: int)
         model: A sortyard model on the device to train on.
         objective: What is to be minimised.
         loop: Its `max_seconds` is the time; batch sizes and precision as they will be.
-        length: Tokens of a row; one unbroken sequence, which is the slowest to attend to.
+        length: Tokens of a row, which is one unbroken sequence here.
 
     Returns:
         Optimizer steps, at least 1.
