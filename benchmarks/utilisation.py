@@ -16,15 +16,13 @@ Writes benchmarks/results/utilisation.json. What is finished is not run again; w
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from runs import ROOT, lines_of, origin, run, sortyard, write_result
+
 RECIPE = "experts-laptop"
 SIZES = {
     "32": (),
@@ -56,7 +54,7 @@ def main() -> None:
     write_texts(sources, without=args.without, folder=work)
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda arm: run_arm(arm, work=work), args.only))
-    write_result(work)
+    collect_result(work)
 
 
 def write_texts(sources: dict[str, Path], *, without: Sequence[Path], folder: Path) -> None:
@@ -98,34 +96,23 @@ def take(texts: Iterator[str], *, characters: int, path: Path) -> None:
 
 def run_arm(arm: str, *, work: Path) -> None:
     """Pretrain one arm, or go on with it, and count its routing."""
-    run = work / arm
-    begun = (run / "resolved.yaml").exists()
-    words = ["resume", str(run)] if begun else ["pretrain", RECIPE, *ARMS[arm], f"pretrain.data.path={work / 'corpus'}"]
-    sortyard(*words, *([] if begun else ["--out", str(run)]))
+    run("pretrain", RECIPE, *ARMS[arm], f"pretrain.data.path={work / 'corpus'}", out=work / arm)
     domains = [f"--data={path.stem}={path}" for path in sorted((work / "held-out").glob("*.jsonl"))]
-    sortyard("eval", str(run), "--routing", *domains)
+    sortyard("eval", str(work / arm), "--routing", *domains)
 
 
-def sortyard(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", "sortyard", *words, "-q"], cwd=ROOT, check=True)
-
-
-def write_result(work: Path) -> None:
+def collect_result(work: Path) -> None:
     """Collect the arms that are finished."""
     found = {arm: collect(work / arm) for arm in ARMS if (work / arm / "eval" / "routing.json").exists()}
-    environment = json.loads((work / next(iter(found)) / "env.json").read_text())
-    environment.pop("command")  # it names folders of this machine
     result = {
         "what": "utilisation of 32 and 64 experts a layer after a short pretraining on three kinds of text",
         "script": "benchmarks/utilisation.py",
         "recipe": f"recipes/{RECIPE}.yaml",
-        "date": datetime.now(UTC).date().isoformat(),
         "seed": 0,
-        "environment": environment,
+        **origin(work / next(iter(found))),
         "arms": found,
     }
-    path = ROOT / "benchmarks" / "results" / "utilisation.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_result("utilisation", result)
     for arm, values in found.items():
         print(f"{arm:12s} utilisation {values['utilisation']:.3f}  held-out loss {values['held_out']['loss']:.4f}")
 
@@ -134,8 +121,7 @@ def collect(run: Path) -> dict[str, Any]:
     routing = json.loads((run / "eval" / "routing.json").read_text())
     for layer in routing["layers"]:  # `sortyard report` shows these; here they would be most of the file
         del layer["top_tokens"], layer["co_activation"]
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    trained, held_out = ([line for line in lines if line["kind"] == kind][-1] for kind in ("train", "eval"))
+    trained, held_out = (lines_of(run, kind)[-1] for kind in ("train", "eval"))
     return {"utilisation": routing["headline"], "held_out": held_out, "trained": trained, "routing": routing}
 
 
