@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,18 +22,18 @@ from sortyard.cli.bench_values import (
     Threads,
     check_device,
     minutes_for_all,
+    read_directions,
+    read_dtypes,
     read_experts,
     read_length,
     read_lengths,
     read_memory,
     read_words,
+    show_result,
     thread_count,
 )
 from sortyard.cli.output import Output, verb
 from sortyard.errors import InputError
-
-if TYPE_CHECKING:
-    from sortyard.studies.bench.results import BenchResult
 
 app = typer.Typer(help="Measure speed and memory on this machine, beside other implementations.", no_args_is_help=True)
 
@@ -73,10 +73,8 @@ def attention(
 ) -> None:
     """Time and memory of bucket attention, dense attention and other LSH attention, by length."""
     lengths_ = read_lengths(lengths or (QUICK_LENGTHS if quick else LENGTHS))
-    dtypes_ = read_words("--dtypes", dtypes or ("fp32" if quick else "fp32,bf16"), known=DTYPES)
-    directions_ = read_words(
-        "--directions", directions or ("forward" if quick else ",".join(DIRECTIONS)), known=DIRECTIONS
-    )
+    dtypes_ = read_dtypes(dtypes, quick=quick)
+    directions_ = read_directions(directions, quick=quick)
     memory_ = read_memory(memory or ("longest" if quick else "all"), lengths=lengths_)
     check_device(device)
     from sortyard.studies.bench.attention import AttentionPlan, run_attention
@@ -92,7 +90,7 @@ def attention(
     )  # fmt: skip
     folder = result_folder(out)
     result, text = run_attention(plan, folder=folder, fresh=fresh, say=output.say)
-    _show(result, text, folder=folder, output=output)
+    show_result(result, text, folder=folder, output=output)
 
 
 @app.command("experts")
@@ -130,10 +128,8 @@ def experts(
     """Time and memory of routed experts beside a dense layer of equal active work and experts of others."""
     tokens_ = read_lengths(tokens or (QUICK_TOKENS if quick else TOKENS), option="--tokens")
     pairs_ = read_experts(pairs or ("8x2" if quick else EXPERTS), intermediate_size=intermediate_size)
-    dtypes_ = read_words("--dtypes", dtypes or ("fp32" if quick else ",".join(DTYPES)), known=DTYPES)
-    directions_ = read_words(
-        "--directions", directions or ("forward" if quick else ",".join(DIRECTIONS)), known=DIRECTIONS
-    )
+    dtypes_ = read_dtypes(dtypes, quick=quick)
+    directions_ = read_directions(directions, quick=quick)
     memory_ = read_memory(memory or ("longest" if quick else "all"), lengths=tokens_)
     check_device(device)
     from sortyard.studies.bench.budgets import Budget
@@ -150,7 +146,7 @@ def experts(
     )  # fmt: skip
     folder = result_folder(out)
     result, text = run_experts(plan, folder=folder, fresh=fresh, say=output.say)
-    _show(result, text, folder=folder, output=output)
+    show_result(result, text, folder=folder, output=output)
     if result.summary["wrong"]:
         output.say(f"error: wrong results, not timed: {', '.join(result.summary['wrong'])}")
         raise typer.Exit(1)
@@ -206,7 +202,7 @@ def dynamic_buckets(
     )  # fmt: skip
     folder = result_folder(out)
     result, text = run_dynamic_buckets(plan, folder=folder, fresh=fresh, say=output.say)
-    _show(result, text, folder=folder, output=output)
+    show_result(result, text, folder=folder, output=output)
 
 
 @app.command("fidelity")
@@ -258,7 +254,7 @@ def fidelity(
     )  # fmt: skip
     folder = result_folder(out)
     result, tables = run_fidelity(plan, folder=folder, fresh=fresh, say=output.say)
-    _show(result, tables, folder=folder, output=output)
+    show_result(result, tables, folder=folder, output=output)
 
 
 def _encoder(model: str | None) -> tuple[str, str]:
@@ -274,8 +270,3 @@ def _encoder(model: str | None) -> tuple[str, str]:
     from sortyard.jobs.folders import model_folder
 
     return str(model_folder(path)), path.resolve().name
-
-
-def _show(result: "BenchResult", text: str, *, folder: Path, output: Output) -> None:
-    files = [folder / f"{result.name}.{kind}" for kind in ("json", "html")]
-    output.result(result.record() | {"files": [str(path) for path in files]}, text=f"{text}\n\n{files[0]}\n{files[1]}")

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from sortyard.cli.output import Output
 from sortyard.errors import InputError
+
+if TYPE_CHECKING:
+    from sortyard.studies.bench.results import BenchResult
 
 T = TypeVar("T")
 
@@ -141,6 +145,16 @@ def read_words(option: str, words: str, *, known: tuple[str, ...], most: int = 1
     return found
 
 
+def read_dtypes(words: str | None, *, quick: bool) -> tuple[str, ...]:
+    """Read the number formats; left out, fp32 if quick, else all."""
+    return read_words("--dtypes", words or ("fp32" if quick else ",".join(DTYPES)), known=DTYPES)
+
+
+def read_directions(words: str | None, *, quick: bool) -> tuple[str, ...]:
+    """Read the directions; left out, forward if quick, else all."""
+    return read_words("--directions", words or ("forward" if quick else ",".join(DIRECTIONS)), known=DIRECTIONS)
+
+
 def minutes_for_all(wanted: float | None) -> float:
     """Return the minutes asked for, else infinitely many."""
     return math.inf if wanted is None else wanted
@@ -168,6 +182,12 @@ def check_device(device: str) -> None:
         raise InputError(
             f"--device {device}: this torch sees no CUDA device; use --device cpu, and see `sortyard doctor`"
         )
+
+
+def show_result(result: "BenchResult", text: str, *, folder: Path, output: Output) -> None:
+    """Print a result's tables and where its files are."""
+    files = [folder / f"{result.name}.{kind}" for kind in ("json", "html")]
+    output.result(result.record() | {"files": [str(path) for path in files]}, text=f"{text}\n\n{files[0]}\n{files[1]}")
 
 
 def _each(option: str, words: str, read: Callable[[str], T]) -> list[T]:

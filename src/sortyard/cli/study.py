@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sortyard.cli.bench_values import Fresh, Out, Threads, read_words, thread_count
+from sortyard.cli.bench_values import Fresh, Out, Threads, read_words, show_result, thread_count
 from sortyard.cli.output import Output, verb
 from sortyard.errors import InputError
 
@@ -95,8 +95,7 @@ def gates(
     )  # fmt: skip
     folder = result_folder(out)
     result, text = run_gates(plan, folder=folder, fresh=fresh, say=output.say)
-    files = [folder / f"{result.name}.{kind}" for kind in ("json", "html")]
-    output.result(result.record() | {"files": [str(path) for path in files]}, text=f"{text}\n\n{files[0]}\n{files[1]}")
+    show_result(result, text, folder=folder, output=output)
 
 
 def _sources(option: str, words: Sequence[str] | None) -> Sources:

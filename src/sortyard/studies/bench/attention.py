@@ -1,6 +1,5 @@
 """`bench attention`: bucket attention beside dense attention and other LSH attention, over lengths."""
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Any
 from sortyard.studies.bench.attention_page import attention_page, attention_text
 from sortyard.studies.bench.budgets import Budget
 from sortyard.studies.bench.cases import Case, cell_cases, make_call, make_inputs
-from sortyard.studies.bench.comparison import Terms, compare_sides, is_measured, notes_of, seconds_by_side, with_earlier
+from sortyard.studies.bench.comparison import Terms, compare_sides, notes_of, sides_study
 from sortyard.studies.bench.fits import crossover, log_log_slope
 from sortyard.studies.bench.peers import PACKAGES
-from sortyard.studies.bench.results import BenchResult, new_result
+from sortyard.studies.bench.results import BenchResult, bench_command, new_result
 from sortyard.studies.bench.runner import Call, ratio_of
 from sortyard.studies.bench.sides import DENSE, Side, attention_probe, find_sides
-from sortyard.studies.bench.study import Say, Study, run_study
+from sortyard.studies.bench.study import Say, run_study
 
 Json = dict[str, Any]
 SLOPE_FROM, SLOPE_TO = 4096, 131_072
@@ -70,13 +69,13 @@ class AttentionPlan:
             "--threads": self.threads,
             "--repetitions": self.repetitions,
             "--memory": ",".join(map(str, self.memory)) or "none",
-            "--call-seconds": f"{self.budget.call_seconds:g}",
+            "--call-seconds": self.budget.call_seconds,
             "--seed": self.seed,
             "--device": self.device,
+            "--minutes": self.minutes,
+            "--sides": ",".join(self.sides),
         }
-        words |= {"--minutes": f"{self.minutes:g}"} if math.isfinite(self.minutes) else {}
-        words |= {"--sides": ",".join(self.sides)} if self.sides else {}
-        return "sortyard bench attention " + " ".join(f"{option} {value}" for option, value in words.items())
+        return bench_command("attention", words)
 
     def settings(self) -> Json:
         """Return what changes the value of a cell; the rest only chooses what there is."""
@@ -125,21 +124,19 @@ def run_attention(plan: AttentionPlan, *, folder: Path, fresh: bool, say: Say) -
         settings=plan.settings(), packages=PACKAGES,
     )  # fmt: skip
     everyone = find_sides(plan.device)
-    asked = plan.sides or tuple(everyone)
-    study = Study(
-        begun=begun,
-        items={case.key: case for case in plan.cases()},
-        measure=lambda case, cells, seconds: measure_cell(
-            case, with_earlier(asked, everyone, key=case.key, cells=cells), plan=plan, cells=cells, seconds=seconds,
-            say=say,
+    study = sides_study(
+        begun,
+        cases=plan.cases(),
+        sides=everyone,
+        asked=plan.sides,
+        memory=plan.memory,
+        measure=lambda case, sides, cells, seconds: measure_cell(
+            case, sides, plan=plan, cells=cells, seconds=seconds, say=say
         ),
-        words=lambda cell: seconds_by_side(cell["sides"]),
         summarise=lambda cells: {"sides": notes_of(everyone, cells), "lines": summarise(cells)},
         write_page=attention_page,
         write_text=attention_text,
-        is_current=lambda case, cell: is_measured(case, asked, cell=cell, memory=plan.memory),
-        weight=lambda case: math.sqrt(case.length),
-    )  # fmt: skip
+    )
     return run_study(study, folder=folder, fresh=fresh, say=say, seconds=60 * plan.minutes)
 
 

@@ -1,8 +1,9 @@
 """The sides of one cell: who may run, everyone's memory in a process of its own, then seconds in turns."""
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -10,12 +11,12 @@ from sortyard.studies.bench.budgets import Budget, expected_seconds, refusal
 from sortyard.studies.bench.cases import synchroniser
 from sortyard.studies.bench.competitors import Competitor, SizedCase
 from sortyard.studies.bench.memory import peak_extra_memory
+from sortyard.studies.bench.results import BenchResult
 from sortyard.studies.bench.runner import Call, alternate, reason_of
+from sortyard.studies.bench.study import Cells, Say, Study, WritesPage
 from sortyard.studies.bench.tables import seconds_text
 
 Json = dict[str, Any]
-Cells = Mapping[str, Json]
-Say = Callable[[str], None]
 C = TypeVar("C", bound=SizedCase)
 S = TypeVar("S")
 _START_SECONDS = 120.0  # for imports and compilation in a memory measurement's child, on a busy machine
@@ -74,6 +75,50 @@ def compare_sides(
     rest = replace(terms, seconds=ends - time.monotonic())
     _time_sides(case, sides, calls=calls, terms=rest, cells=cells, records=records, say=say)
     return records
+
+
+def sides_study(
+    begun: BenchResult,
+    *,
+    cases: Sequence[C],
+    sides: Mapping[str, S],
+    asked: Collection[str],
+    memory: Collection[int],
+    measure: Callable[[C, Mapping[str, S], Cells, float], Json],
+    summarise: Callable[[Cells], Json],
+    write_page: WritesPage,
+    write_text: Callable[[BenchResult], str],
+) -> Study[C]:
+    """Put together the study whose cells hold several sides of a case.
+
+    Args:
+        begun: The result without cells.
+        cases: The cases, in the order of measurement.
+        sides: All sides by name.
+        asked: The names to measure; empty = all. Sides that an earlier run measured in a cell are measured along.
+        memory: Lengths at which memory is wanted.
+        measure: Measures a case with the given sides, beside the cells before it, in so many seconds.
+        summarise: What follows from all cells.
+        write_page: Writes the page into a folder.
+        write_text: Writes every table as text.
+
+    Returns:
+        The study.
+    """
+    names = asked or tuple(sides)
+    return Study(
+        begun=begun,
+        items={case.key: case for case in cases},
+        measure=lambda case, cells, seconds: measure(
+            case, with_earlier(names, sides, key=case.key, cells=cells), cells, seconds
+        ),
+        words=lambda cell: seconds_by_side(cell["sides"]),
+        summarise=summarise,
+        write_page=write_page,
+        write_text=write_text,
+        is_current=lambda case, cell: is_measured(case, names, cell=cell, memory=memory),
+        weight=lambda case: math.sqrt(case.length),
+    )
 
 
 def with_earlier(names: Collection[str], sides: Mapping[str, S], *, key: str, cells: Cells) -> dict[str, S]:

@@ -15,7 +15,7 @@ from sortyard.studies.bench.bucket_counts import FIXED_BUCKETS, dynamic_probe, p
 from sortyard.studies.bench.cases import Case, make_call, make_inputs, synchroniser
 from sortyard.studies.bench.dynamic_buckets_page import dynamic_page, dynamic_text
 from sortyard.studies.bench.memory import peak_extra_memory
-from sortyard.studies.bench.results import BenchResult, new_result
+from sortyard.studies.bench.results import BenchResult, bench_command, new_result
 from sortyard.studies.bench.runner import alternate, ratio_of
 from sortyard.studies.bench.study import Say, Study, run_study
 
@@ -79,9 +79,9 @@ class DynamicPlan:
             "--repetitions": self.repetitions,
             "--seed": self.seed,
             "--device": self.device,
+            "--minutes": self.minutes,
         }
-        words |= {"--minutes": f"{self.minutes:g}"} if math.isfinite(self.minutes) else {}
-        return "sortyard bench dynamic-buckets " + " ".join(f"{option} {value}" for option, value in words.items())
+        return bench_command("dynamic-buckets", words)
 
     def settings(self) -> Json:
         """Return what changes the value of a cell."""

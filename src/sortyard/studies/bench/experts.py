@@ -1,6 +1,5 @@
 """`bench experts`: our expert layer beside a dense layer of equal active work and other experts, over tokens."""
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,14 +9,14 @@ import torch
 
 from sortyard.studies.bench.budgets import Budget
 from sortyard.studies.bench.cases import make_call
-from sortyard.studies.bench.comparison import Terms, compare_sides, is_measured, notes_of, seconds_by_side, with_earlier
+from sortyard.studies.bench.comparison import Terms, compare_sides, notes_of, sides_study
 from sortyard.studies.bench.experts_cases import ExpertCase, expert_cases, make_inputs
 from sortyard.studies.bench.experts_check import WRONG
 from sortyard.studies.bench.experts_page import experts_page, experts_text
 from sortyard.studies.bench.experts_sides import DENSE, OURS, PEERS, ExpertSide, experts_probe, find_sides
-from sortyard.studies.bench.results import BenchResult, new_result
+from sortyard.studies.bench.results import BenchResult, bench_command, new_result
 from sortyard.studies.bench.runner import Call, ratio_of
-from sortyard.studies.bench.study import Say, Study, run_study
+from sortyard.studies.bench.study import Say, run_study
 
 Json = dict[str, Any]
 WHAT = (
@@ -75,13 +74,13 @@ class ExpertsPlan:
             "--threads": self.threads,
             "--repetitions": self.repetitions,
             "--memory": ",".join(map(str, self.memory)) or "none",
-            "--call-seconds": f"{self.budget.call_seconds:g}",
+            "--call-seconds": self.budget.call_seconds,
             "--seed": self.seed,
             "--device": self.device,
+            "--minutes": self.minutes,
+            "--sides": ",".join(self.sides),
         }
-        words |= {"--minutes": f"{self.minutes:g}"} if math.isfinite(self.minutes) else {}
-        words |= {"--sides": ",".join(self.sides)} if self.sides else {}
-        return "sortyard bench experts " + " ".join(f"{option} {value}" for option, value in words.items())
+        return bench_command("experts", words)
 
     def settings(self) -> Json:
         """Return what changes the value of a cell; the rest only chooses what there is."""
@@ -129,15 +128,15 @@ def run_experts(plan: ExpertsPlan, *, folder: Path, fresh: bool, say: Say) -> tu
         settings=plan.settings(), packages=("transformers",), sources=("ops", "model/experts"),
     )  # fmt: skip
     everyone = find_sides(plan.device)
-    asked = plan.sides or tuple(everyone)
-    study = Study(
-        begun=begun,
-        items={case.key: case for case in plan.cases()},
-        measure=lambda case, cells, seconds: measure_cell(
-            case, with_earlier(asked, everyone, key=case.key, cells=cells), plan=plan, cells=cells, seconds=seconds,
-            say=say,
+    study = sides_study(
+        begun,
+        cases=plan.cases(),
+        sides=everyone,
+        asked=plan.sides,
+        memory=plan.memory,
+        measure=lambda case, sides, cells, seconds: measure_cell(
+            case, sides, plan=plan, cells=cells, seconds=seconds, say=say
         ),
-        words=lambda cell: seconds_by_side(cell["sides"]),
         summarise=lambda cells: {
             "sides": notes_of(everyone, cells),
             "wrong": wrong_sides(cells),
@@ -145,9 +144,7 @@ def run_experts(plan: ExpertsPlan, *, folder: Path, fresh: bool, say: Say) -> tu
         },
         write_page=experts_page,
         write_text=experts_text,
-        is_current=lambda case, cell: is_measured(case, asked, cell=cell, memory=plan.memory),
-        weight=lambda case: math.sqrt(case.length),
-    )  # fmt: skip
+    )
     return run_study(study, folder=folder, fresh=fresh, say=say, seconds=60 * plan.minutes)
 
 

@@ -191,3 +191,16 @@ def code_digest(sources: Sequence[str]) -> str:
 
 def _today() -> str:
     return datetime.now(UTC).date().isoformat()
+
+
+def bench_command(verb: str, words: Mapping[str, object]) -> str:
+    """Return the command line of a verb of `sortyard bench`.
+
+    Args:
+        verb: Such as attention.
+        words: Options and their values, in order; an empty or infinite value leaves its option out.
+    """
+    given = {option: f"{value:g}" if isinstance(value, float) else str(value) for option, value in words.items()}
+    return " ".join(
+        ["sortyard bench", verb, *(f"{name} {value}" for name, value in given.items() if value not in ("", "inf"))]
+    )
