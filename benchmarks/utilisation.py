@@ -16,7 +16,7 @@ Writes benchmarks/results/utilisation.json. What is finished is not run again; w
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ BALANCES = {
 ARMS = {f"{size}-{balance}": (*SIZES[size], *BALANCES[balance]) for balance in BALANCES for size in SIZES}
 CHARACTERS = 14_000_000  # of each kind, for training
 HELD_OUT_CHARACTERS = 400_000  # of each kind, for counting
+HELD_OUT_EACH = 50_000  # at most so many of one document, so that several novels are held out, as wholes
 PIECE = 20_000  # novels are cut into documents of this many characters
 
 
@@ -66,14 +67,15 @@ def write_texts(sources: dict[str, Path], *, without: Sequence[Path], folder: Pa
     for part in (aside, folder / "held-out"):
         part.mkdir(exist_ok=True)
     for kind, path in sources.items():
-        texts = (text for text in pieces(path) if text not in forbidden)
-        take(texts, characters=HELD_OUT_CHARACTERS, path=folder / "held-out" / f"{kind}.jsonl")
-        take(texts, characters=CHARACTERS, path=aside / f"{kind}.jsonl")
+        documents = iter([text for text in read_column(path) if text not in forbidden])
+        openings = (document[:HELD_OUT_EACH] for document in documents)
+        take(pieces(openings), characters=HELD_OUT_CHARACTERS, path=folder / "held-out" / f"{kind}.jsonl")
+        take(pieces(documents), characters=CHARACTERS, path=aside / f"{kind}.jsonl")  # of other documents
     aside.rename(folder / "corpus")
 
 
-def pieces(path: Path) -> Iterator[str]:
-    for text in read_column(path):
+def pieces(documents: Iterable[str]) -> Iterator[str]:
+    for text in documents:
         for start in range(0, len(text), PIECE):
             yield text[start : start + PIECE]
 

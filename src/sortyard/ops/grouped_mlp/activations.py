@@ -87,7 +87,7 @@ def activate(inner: Tensor, *, activation: str, gated: bool) -> Tensor:
     return function(gate) * up
 
 
-def activate_into(out: Float[Tensor, "R F"], inner: Float[Tensor, "R up"], *, activation: str, gated: bool) -> None:
+def activate_into(out: Float[Tensor, "*R F"], inner: Float[Tensor, "*R up"], *, activation: str, gated: bool) -> None:
     """Write `activate(inner)` into `out`; no autograd.
 
     Args:
@@ -106,9 +106,9 @@ def activate_into(out: Float[Tensor, "R F"], inner: Float[Tensor, "R up"], *, ac
 
 
 def activation_gradient_into(
-    out: Float[Tensor, "R up"],
-    grad: Float[Tensor, "R F"],
-    inner: Float[Tensor, "R up"],
+    out: Float[Tensor, "*R up"],
+    grad: Float[Tensor, "*R F"],
+    inner: Float[Tensor, "*R up"],
     *,
     activation: str,
     gated: bool,

@@ -1,4 +1,4 @@
-"""The backward pass of the experts' nets, one expert at a time; outside autograd."""
+"""The backward pass of the experts' nets, a batch of experts at a time; outside autograd."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sortyard.ops.grouped_mlp.activations import activate_into, activation_gradient_into
-from sortyard.ops.grouped_mlp.fused.forward import Net, rounds_rows
-from sortyard.ops.grouped_mlp.fused.pages import advise_huge_pages
-from sortyard.ops.grouped_mlp.fused.rows import combine_copies, gather_rows, multiply_into, new_copies
-from sortyard.ops.grouped_mlp.fused.runs import Run, Runs, sort_runs
+from sortyard.ops.grouped_mlp.fused.batches import Batch, Batches
+from sortyard.ops.grouped_mlp.fused.forward import Net, sort_by_expert
+from sortyard.ops.grouped_mlp.fused.rows import (
+    by_expert,
+    combine_copies,
+    gather_rows,
+    multiply_into,
+    new_copies,
+    with_zero_row,
+)
 
 
 class Needs(NamedTuple):
@@ -40,10 +46,27 @@ class Gradients(NamedTuple):
     down_bias: Tensor
 
 
-class _Scratch(NamedTuple):
-    """Memory for the longest run, used by one expert after the other."""
+class _Rows(NamedTuple):
+    """What all batches read and write, row by row, and scratch memory for the largest of them.
 
-    rows: Float[Tensor, "longest D"]
+    Attributes:
+        x: token vectors, and a row of zeros.
+        grad: gradient of the outputs, and a row of zeros.
+        weights: weight of each row; 0 for padding.
+        along: <g, o> of each row, the gradient of its weight; a last element for nobody's slots.
+        copies: gradients of the gathered tokens.
+        gathered: scratch.
+        activated: scratch.
+        grad_activated: scratch.
+        grad_inner: scratch.
+    """
+
+    x: Float[Tensor, "N1 D"]
+    grad: Float[Tensor, "N1 D"]
+    weights: Float[Tensor, " rows"]
+    along: Float[Tensor, " rows1"]
+    copies: Float[Tensor, "rows1 D"]
+    gathered: Float[Tensor, "longest D"]
     activated: Float[Tensor, "longest F"]
     grad_activated: Float[Tensor, "longest F"]
     grad_inner: Float[Tensor, "longest up"]
@@ -73,21 +96,18 @@ def run_backward(
     Returns:
         The gradients.
     """
-    order = sort_runs(experts, num_experts=len(net.up), rounded=rounds_rows(x.dtype))
-    # The tokens' gradient comes last, as the sum of its copies, and needs no room before.
-    found = new_gradients(x, weights, net, needs=needs._replace(x=False))
-    for gradient in found:
-        advise_huge_pages(gradient)
-    found.weights.zero_()  # slots of nobody
-    copies = advise_huge_pages(new_copies(x, order)) if needs.x else x.new_empty(0, x.shape[1])
-    scratch = _new_scratch(x, order, net)
-    for run in order.runs:
-        inner = kept[run.first : run.first + run.size]
-        _through_down(run, inner, grad, weights, net, found=found, needs=needs, scratch=scratch)
+    order = sort_by_expert(experts, net, dtype=x.dtype)
+    # The gradients of tokens and weights are collected from the rows at last, and need no room before.
+    found = new_gradients(x, weights, net, needs=needs._replace(x=False, weights=False))
+    rows = _new_rows(grad, x, weights, order, net, needs=needs)
+    for batch in order.batches:
+        inner = by_expert(kept[batch.rows], batch)
+        _through_down(batch, inner, order, net, found=found, needs=needs, rows=rows)
         if needs.inner:
-            _through_up(run, inner, x, net, found=found, copies=copies, needs=needs, scratch=scratch)
-    _clear_idle(order, found)
-    return found._replace(x=combine_copies(copies, order, None)) if needs.x else found
+            _through_up(batch, inner, order, net, found=found, needs=needs, rows=rows)
+    if needs.weights:
+        found = found._replace(weights=rows.along[order.places].to(weights.dtype))
+    return found._replace(x=combine_copies(rows.copies, order, None)) if needs.x else found
 
 
 def new_gradients(x: Float[Tensor, "N D"], weights: Float[Tensor, "N k"], net: Net, *, needs: Needs) -> Gradients:
@@ -110,75 +130,82 @@ def new_gradients(x: Float[Tensor, "N D"], weights: Float[Tensor, "N k"], net: N
     return Gradients(*(room(operand, needed=needed) for operand, needed in zip(operands, needs, strict=True)))
 
 
-def _new_scratch(x: Tensor, order: Runs, net: Net) -> _Scratch:
-    longest = max((run.size for run in order.runs), default=0)
+def _new_rows(
+    grad: Float[Tensor, "N D"],
+    x: Float[Tensor, "N D"],
+    weights: Float[Tensor, "N k"],
+    order: Batches,
+    net: Net,
+    *,
+    needs: Needs,
+) -> _Rows:
     hidden, inner = net.down.shape[1:]
+    weight_of = x.new_zeros(order.num_rows + 1)
+    weight_of[order.places] = weights.to(x.dtype)
     # A gated expert's inner values are wider than its activated ones; otherwise one gradient replaces the other.
-    activated, gradient = x.new_empty(longest, inner), x.new_empty(longest, inner)
-    wide = x.new_empty(longest, net.up.shape[1]) if net.gated else gradient
-    return _Scratch(x.new_empty(longest, hidden), activated, gradient, wide)
+    activated, grad_activated = x.new_empty(order.longest, inner), x.new_empty(order.longest, inner)
+    return _Rows(
+        with_zero_row(x),
+        with_zero_row(grad),
+        weight_of[: order.num_rows],
+        x.new_zeros(order.num_rows + 1),
+        new_copies(x, order) if needs.x else x.new_empty(0, hidden),
+        x.new_empty(order.longest, hidden),
+        activated,
+        grad_activated,
+        x.new_empty(order.longest, net.up.shape[1]) if net.gated else grad_activated,
+    )
 
 
 def _through_down(
-    run: Run,
-    inner: Float[Tensor, "r up"],
-    grad: Float[Tensor, "N D"],
-    weights: Float[Tensor, "N k"],
+    batch: Batch,
+    inner: Float[Tensor, "c r up"],
+    order: Batches,
     net: Net,
     *,
     found: Gradients,
     needs: Needs,
-    scratch: _Scratch,
+    rows: _Rows,
 ) -> None:
     """From the outputs' gradient g to that of the activated values a, w (g down), left in the scratch memory."""
-    count, size, expert = len(run.slots), run.size, run.expert
-    activated, grad_activated = scratch.activated[:size], scratch.grad_activated[:size]
-    rows = gather_rows(grad, run, scratch.rows)
+    count, chosen = batch.num_rows, batch.experts
+    activated, grad_activated = (by_expert(part[:count], batch) for part in (rows.activated, rows.grad_activated))
+    grads = gather_rows(rows.grad, order, batch, rows.gathered)
     activate_into(activated, inner, activation=net.activation, gated=net.gated)
-    multiply_into(grad_activated, rows, net.down[expert])
-    scales = rows.new_zeros(size, 1)
-    scales[:count, 0] = weights.flatten()[run.slots]
+    multiply_into(grad_activated, grads, net.down[chosen])
+    weights = by_expert(rows.weights[batch.rows, None], batch)
     if needs.weights:
         # <g, down a + b> = <g down, a> + <g, b>: the outputs need not be kept.
         along = torch.linalg.vecdot(grad_activated, activated)
-        along = along if net.down_bias is None else along.addmv(rows, net.down_bias[expert].to(rows.dtype))
-        found.weights.view(-1)[run.slots] = along[:count].to(weights.dtype)
+        if net.down_bias is not None:
+            along += (grads @ net.down_bias[chosen].to(grads.dtype).unsqueeze(-1)).squeeze(-1)
+        rows.along[batch.rows] = along.flatten()
     if needs.down or needs.down_bias:
-        rows.mul_(scales)
+        grads.mul_(weights)
     if needs.down:
-        multiply_into(found.down[expert], rows.t(), activated)
+        multiply_into(found.down[chosen], grads.transpose(1, 2), activated)
     if needs.down_bias:
-        found.down_bias[expert] = rows.sum(dim=0)
-    grad_activated.mul_(scales)
+        found.down_bias[chosen] = grads.sum(dim=1)
+    grad_activated.mul_(weights)
 
 
 def _through_up(
-    run: Run,
-    inner: Float[Tensor, "r up"],
-    x: Float[Tensor, "N D"],
+    batch: Batch,
+    inner: Float[Tensor, "c r up"],
+    order: Batches,
     net: Net,
     *,
     found: Gradients,
-    copies: Float[Tensor, "rows D"],
     needs: Needs,
-    scratch: _Scratch,
+    rows: _Rows,
 ) -> None:
     """From the activated values' gradient to the tokens'."""
-    size, expert = run.size, run.expert
-    grad_inner = scratch.grad_inner[:size]
-    activation_gradient_into(
-        grad_inner, scratch.grad_activated[:size], inner, activation=net.activation, gated=net.gated
-    )
+    count, chosen = batch.num_rows, batch.experts
+    grad_activated, grad_inner = (by_expert(part[:count], batch) for part in (rows.grad_activated, rows.grad_inner))
+    activation_gradient_into(grad_inner, grad_activated, inner, activation=net.activation, gated=net.gated)
     if needs.up:
-        multiply_into(found.up[expert], grad_inner.t(), gather_rows(x, run, scratch.rows))
+        multiply_into(found.up[chosen], grad_inner.transpose(1, 2), gather_rows(rows.x, order, batch, rows.gathered))
     if needs.up_bias:
-        found.up_bias[expert] = grad_inner.sum(dim=0)
+        found.up_bias[chosen] = grad_inner.sum(dim=1)
     if needs.x:
-        multiply_into(copies[run.first : run.first + size], grad_inner, net.up[expert])
-
-
-def _clear_idle(order: Runs, found: Gradients) -> None:
-    for gradient in (found.up, found.down, found.up_bias, found.down_bias):
-        if gradient.numel():
-            for expert in order.idle:
-                gradient[expert].zero_()
+        multiply_into(by_expert(rows.copies[batch.rows], batch), grad_inner, net.up[chosen])

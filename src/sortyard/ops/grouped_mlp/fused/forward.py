@@ -1,4 +1,4 @@
-"""The forward pass of the experts' nets, one expert at a time; outside autograd."""
+"""The forward pass of the experts' nets, a batch of experts at a time; outside autograd."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sortyard.ops.grouped_mlp.activations import activate_into
-from sortyard.ops.grouped_mlp.fused.pages import advise_huge_pages
-from sortyard.ops.grouped_mlp.fused.rows import combine_copies, gather_rows, linear_into, new_copies
-from sortyard.ops.grouped_mlp.fused.runs import max_rows, sort_runs
+from sortyard.ops.grouped_mlp.fused.batches import Batches, max_rows, sort_batches
+from sortyard.ops.grouped_mlp.fused.rows import (
+    by_expert,
+    combine_copies,
+    gather_rows,
+    linear_into,
+    new_copies,
+    with_zero_row,
+)
+
+# Multiplications of a matrix product from which its threads lose no time on each other.
+_BUSY = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -25,12 +34,28 @@ class Net:
 
 
 def rounds_rows(dtype: torch.dtype) -> bool:
-    """Say whether runs of this type are rounded up to few different lengths.
+    """Say whether an expert's rows of this type are rounded up to few different numbers.
 
     oneDNN, which multiplies the half types, compiles and keeps a kernel for every shape it meets, and row counts
     change with every batch.
     """
     return dtype in (torch.bfloat16, torch.float16)
+
+
+def sort_by_expert(experts: Int[Tensor, "N k"], net: Net, *, dtype: torch.dtype) -> Batches:
+    """Sort slots by expert, in the batches that this net should be computed in.
+
+    Args:
+        experts: expert of each slot; E where nobody's.
+        net: the experts.
+        dtype: the type to compute in.
+
+    Returns:
+        The batches.
+    """
+    num_experts, width, hidden = net.up.shape
+    alone_from = _BUSY // (width * hidden)
+    return sort_batches(experts, num_experts=num_experts, rounded=rounds_rows(dtype), alone_from=alone_from)
 
 
 def num_kept(x: Float[Tensor, "N D"], experts: Int[Tensor, "N k"], up: Float[Tensor, "E up D"]) -> int | torch.SymInt:
@@ -52,23 +77,23 @@ def run_forward(
 
     Returns:
         The outputs, and the inner values, before activation, that backward reads; no rows of them without `keep`. Rows
-        behind the last run are never written.
+        behind the last batch are never written.
     """
-    order = sort_runs(experts, num_experts=len(net.up), rounded=rounds_rows(x.dtype))
-    width, longest = net.up.shape[1], max((run.size for run in order.runs), default=0)
-    rows, activated = x.new_empty(longest, x.shape[1]), x.new_empty(longest, net.down.shape[2])
-    kept = advise_huge_pages(x.new_empty(num_kept(x, experts, net.up) if keep else 0, width))
-    scratch = x.new_empty(0 if keep else longest, width)
-    copies = advise_huge_pages(new_copies(x, order))
-    for run in order.runs:
-        place = slice(run.first, run.first + run.size)
-        inner = kept[place] if keep else scratch[: run.size]
-        number = run.expert
-        linear_into(inner, gather_rows(x, run, rows), net.up[number], _row(net.up_bias, number))
-        activate_into(activated[: run.size], inner, activation=net.activation, gated=net.gated)
-        linear_into(copies[place], activated[: run.size], net.down[number], _row(net.down_bias, number))
+    order = sort_by_expert(experts, net, dtype=x.dtype)
+    width, padded = net.up.shape[1], with_zero_row(x)
+    rows, activated = x.new_empty(order.longest, x.shape[1]), x.new_empty(order.longest, net.down.shape[2])
+    kept = x.new_empty(num_kept(x, experts, net.up) if keep else 0, width)
+    scratch = x.new_empty(0 if keep else order.longest, width)
+    copies = new_copies(x, order)
+    for batch in order.batches:
+        inner = by_expert(kept[batch.rows] if keep else scratch[: batch.num_rows], batch)
+        outer = by_expert(activated[: batch.num_rows], batch)
+        chosen = batch.experts
+        linear_into(inner, gather_rows(padded, order, batch, rows), net.up[chosen], _part(net.up_bias, chosen))
+        activate_into(outer, inner, activation=net.activation, gated=net.gated)
+        linear_into(by_expert(copies[batch.rows], batch), outer, net.down[chosen], _part(net.down_bias, chosen))
     return combine_copies(copies, order, weights), kept
 
 
-def _row(bias: Float[Tensor, "E O"] | None, expert: int) -> Float[Tensor, " O"] | None:
-    return None if bias is None else bias[expert]
+def _part(bias: Float[Tensor, "E O"] | None, experts: slice) -> Float[Tensor, "c O"] | None:
+    return None if bias is None else bias[experts]

@@ -1,71 +1,97 @@
-"""The steps that both passes share: gather a run's rows, multiply them, bring copies home."""
+"""The steps that both passes share: gather a batch's rows, multiply them, bring copies home."""
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from sortyard.ops.grouped_mlp.fused.runs import Run, Runs
+from sortyard.ops.grouped_mlp.fused.batches import Batch, Batches
 
 
-def gather_rows(source: Float[Tensor, "N D"], run: Run, buffer: Float[Tensor, "longest D"]) -> Float[Tensor, "r D"]:
-    """Copy a run's tokens into the buffer's first rows; rows of padding are zero.
+def with_zero_row(source: Float[Tensor, "N D"]) -> Float[Tensor, "N1 D"]:
+    """Append the row of zeros that `gather_rows` takes for padding.
 
     Args:
         source: one row per token.
-        run: the run.
+
+    Returns:
+        A copy with one row more.
+    """
+    return F.pad(source, (0, 0, 0, 1))
+
+
+def gather_rows(
+    source: Float[Tensor, "N1 D"], order: Batches, batch: Batch, buffer: Float[Tensor, "longest D"]
+) -> Float[Tensor, "c r D"]:
+    """Copy a batch's tokens into the buffer's first rows; rows of padding are zero.
+
+    Args:
+        source: what `with_zero_row` made.
+        order: the batches.
+        batch: one of them.
         buffer: scratch memory.
 
     Returns:
-        The filled part of the buffer.
+        The filled part of the buffer, by expert.
     """
-    count = len(run.tokens)
-    torch.index_select(source, 0, run.tokens, out=buffer[:count])
-    buffer[count : run.size].zero_()
-    return buffer[: run.size]
+    rows = buffer[: batch.num_rows]
+    torch.index_select(source, 0, order.tokens[batch.rows], out=rows)
+    return by_expert(rows, batch)
 
 
-def multiply_into(out: Float[Tensor, "I O"], left: Float[Tensor, "I K"], right: Float[Tensor, "K O"]) -> None:
+def by_expert(rows: Float[Tensor, "rows O"], batch: Batch) -> Float[Tensor, "c r O"]:
+    """View a batch's rows by expert.
+
+    Args:
+        rows: its rows.
+        batch: the batch.
+
+    Returns:
+        The same memory.
+    """
+    return rows.view(batch.num_experts, batch.size, rows.shape[-1])
+
+
+def multiply_into(out: Float[Tensor, "c I O"], left: Float[Tensor, "c I K"], right: Float[Tensor, "c K O"]) -> None:
     """Write left @ right, computed in `left`'s type, into `out`, whatever the types of `right` and `out` are.
 
     Args:
-        out: where the product goes.
-        left: left factor.
-        right: right factor.
+        out: where the products go.
+        left: left factors.
+        right: right factors.
     """
     right = right.to(left.dtype)
     if out.dtype == left.dtype:
-        torch.mm(left, right, out=out)
+        torch.bmm(left, right, out=out)
     else:
         out.copy_(left @ right)
 
 
 def linear_into(
-    out: Float[Tensor, "r O"],
-    rows: Float[Tensor, "r I"],
-    weight: Float[Tensor, "O I"],
-    bias: Float[Tensor, " O"] | None,
+    out: Float[Tensor, "c r O"],
+    rows: Float[Tensor, "c r I"],
+    weight: Float[Tensor, "c O I"],
+    bias: Float[Tensor, "c O"] | None,
 ) -> None:
     """Write rows @ weight^T + bias into `out`.
 
     Args:
         out: where the result goes, in the type of `rows`.
         rows: the rows.
-        weight: a matrix of any floating type.
-        bias: its bias, or None.
+        weight: matrices of any floating type.
+        bias: their biases, or None.
     """
-    if bias is None:
-        multiply_into(out, rows, weight.t())
-    else:
-        torch.addmm(bias.to(rows.dtype), rows, weight.t().to(rows.dtype), out=out)
+    multiply_into(out, rows, weight.transpose(1, 2))
+    if bias is not None:
+        out.add_(bias.to(rows.dtype).unsqueeze(1))
 
 
-def new_copies(like: Float[Tensor, "N D"], order: Runs) -> Float[Tensor, "rows D"]:
-    """Make room for the copies of all runs, and a row of zeros that `combine_copies` gives to nobody's slots.
+def new_copies(like: Float[Tensor, "N D"], order: Batches) -> Float[Tensor, "rows1 D"]:
+    """Make room for the copies of all batches, and a row of zeros that `combine_copies` gives to nobody's slots.
 
     Args:
         like: a tensor of the copies' width and type.
-        order: the runs.
+        order: the batches.
 
     Returns:
         Memory, uninitialised but for the last row.
@@ -76,13 +102,13 @@ def new_copies(like: Float[Tensor, "N D"], order: Runs) -> Float[Tensor, "rows D
 
 
 def combine_copies(
-    copies: Float[Tensor, "rows D"], order: Runs, weights: Float[Tensor, "N k"] | None
+    copies: Float[Tensor, "rows1 D"], order: Batches, weights: Float[Tensor, "N k"] | None
 ) -> Float[Tensor, "N D"]:
     """Add up each token's copies, weighted; one pass over the copies, which accumulates in float32 or better.
 
     Args:
         copies: what `new_copies` made, filled.
-        order: the runs.
+        order: the batches.
         weights: weight of each slot; None = 1.
 
     Returns:
