@@ -12,6 +12,7 @@ from sortyard.ops.expert_dispatch import Routing
 from sortyard.ops.grouped_mlp import ACTIVATIONS, grouped_mlp
 from sortyard.ops.grouped_mlp.fused import operator
 from sortyard.ops.grouped_mlp.fused.batches import max_rows, sort_batches
+from sortyard.ops.grouped_mlp.fused.forward import num_kept
 
 N, D, F, E, K = 37, 10, 7, 5, 2
 
@@ -130,6 +131,16 @@ def test_float32_matrices_under_bfloat16_give_the_float32_gradients_of_cast_ones
         torch.testing.assert_close(mine, theirs, atol=0, rtol=2**-8)
 
 
+def test_no_tokens_at_all():
+    x, nets = torch.empty(0, D, dtype=torch.float64).requires_grad_(), operands(gated=True)
+    for leaf in nets.values():
+        leaf.requires_grad_()
+    routing = routing_of(torch.empty(0, K, dtype=torch.long), torch.empty(0, K, dtype=torch.float64))
+    grouped_mlp(x, routing, **nets, gated=True, backend="fused").sum().backward()
+    assert x.grad.shape == (0, D)
+    assert all((leaf.grad == 0).all() for leaf in nets.values())
+
+
 def test_autocast_around_backward_alone_changes_nothing():
     x, nets = draw(N, D, dtype=torch.float32).requires_grad_(), operands(gated=True, dtype=torch.float32)
     weights = draw(N, K, seed=9, dtype=torch.float32).requires_grad_()
@@ -160,11 +171,12 @@ def test_operators_are_sound(dtype):
         leaf.requires_grad_()
     weights = draw(N, K, dtype=dtype).requires_grad_()
     options = ("silu", True)
+    kept_rows = num_kept(x, choices(), nets["up"])
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
-        operator.expert_mlp, (x, choices(), weights, *nets.values(), *options, True), test_utils=checks
+        operator.expert_mlp, (x, choices(), weights, *nets.values(), *options, kept_rows), test_utils=checks
     )
-    _, kept = operator.expert_mlp(x, choices(), weights, *nets.values(), *options, True)
+    _, kept = operator.expert_mlp(x, choices(), weights, *nets.values(), *options, kept_rows)
     with torch.no_grad():
         parts = (x, choices(), weights, kept, *nets.values())
         arguments = (draw(N, D, dtype=dtype), *(part.detach() for part in parts), *options, [True] * 6)

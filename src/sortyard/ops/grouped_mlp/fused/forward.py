@@ -64,7 +64,12 @@ def num_kept(x: Float[Tensor, "N D"], experts: Int[Tensor, "N k"], up: Float[Ten
 
 
 def run_forward(
-    x: Float[Tensor, "N D"], experts: Int[Tensor, "N k"], weights: Float[Tensor, "N k"], net: Net, *, keep: bool
+    x: Float[Tensor, "N D"],
+    experts: Int[Tensor, "N k"],
+    weights: Float[Tensor, "N k"],
+    net: Net,
+    *,
+    kept_rows: int | None,
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "rows up"]]:
     """Compute the mixed outputs.
 
@@ -73,20 +78,20 @@ def run_forward(
         experts: expert of each slot; E where nobody's.
         weights: weight of each slot.
         net: the experts.
-        keep: whether backward will follow.
+        kept_rows: where backward will follow, what `num_kept` says.
 
     Returns:
-        The outputs, and the inner values, before activation, that backward reads; no rows of them without `keep`. Rows
+        The outputs, and the inner values, before activation, that backward reads: `kept_rows` of them, of which those
         behind the last batch are never written.
     """
     order = sort_by_expert(experts, net, dtype=x.dtype)
     width, padded = net.up.shape[1], with_zero_row(x)
     rows, activated = x.new_empty(order.longest, x.shape[1]), x.new_empty(order.longest, net.down.shape[2])
-    kept = x.new_empty(num_kept(x, experts, net.up) if keep else 0, width)
-    scratch = x.new_empty(0 if keep else order.longest, width)
+    kept = x.new_empty(kept_rows or 0, width)
+    scratch = x.new_empty(order.longest if kept_rows is None else 0, width)
     copies = new_copies(x, order)
     for batch in order.batches:
-        inner = by_expert(kept[batch.rows] if keep else scratch[: batch.num_rows], batch)
+        inner = by_expert(scratch[: batch.num_rows] if kept_rows is None else kept[batch.rows], batch)
         outer = by_expert(activated[: batch.num_rows], batch)
         chosen = batch.experts
         linear_into(inner, gather_rows(padded, order, batch, rows), net.up[chosen], _part(net.up_bias, chosen))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sortyard.ops.grouped_mlp.fused.backward import Gradients, Needs, new_gradients, run_backward
-from sortyard.ops.grouped_mlp.fused.forward import Net, num_kept, run_forward
+from sortyard.ops.grouped_mlp.fused.forward import Net, run_forward
 
 
 @torch.library.custom_op("sortyard::expert_mlp", mutates_args=())
@@ -21,11 +21,11 @@ def expert_mlp(
     down_bias: Tensor | None,
     activation: str,
     gated: bool,
-    keep: bool,
+    kept_rows: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Mixed outputs [N, D], and what backward needs; arguments as for `run_forward`."""
     net = Net(up, down, up_bias, down_bias, activation, gated)
-    return run_forward(x, experts, weights, net, keep=keep)
+    return run_forward(x, experts, weights, net, kept_rows=kept_rows)
 
 
 @torch.library.custom_op("sortyard::expert_mlp_backward", mutates_args=())
@@ -51,10 +51,11 @@ def expert_mlp_backward(
 
 
 # What the compiler reads: shapes and types alone. Arguments that do not matter to them begin with an underscore.
+# Shapes follow from the arguments only: inductor keeps graphs on disk, and does not see that these functions change.
 @expert_mlp.register_fake
 def _(
     x: Tensor,
-    experts: Tensor,
+    _experts: Tensor,
     _weights: Tensor,
     up: Tensor,
     _down: Tensor,
@@ -62,10 +63,9 @@ def _(
     _down_bias: Tensor | None,
     _activation: str,
     _gated: bool,
-    keep: bool,
+    kept_rows: int | None,
 ) -> tuple[Tensor, Tensor]:
-    rows = num_kept(x, experts, up) if keep else 0
-    return x.new_empty(x.shape), x.new_empty(rows, up.shape[1])
+    return x.new_empty(x.shape), x.new_empty(kept_rows or 0, up.shape[1])
 
 
 @expert_mlp_backward.register_fake
