@@ -23,24 +23,36 @@ def register_auto_classes() -> None:
 
 
 def _register(auto_module: str) -> None:
-    module = sys.modules[auto_module]
     if auto_module == CONFIGURATION:
         from sortyard.model.configuration import SortyardConfig
 
-        module.AutoConfig.register(SortyardConfig.model_type, SortyardConfig, exist_ok=True)
+        sys.modules[auto_module].AutoConfig.register(SortyardConfig.model_type, SortyardConfig, exist_ok=True)
+        return
+    register_models()
+
+
+def register_models() -> None:
+    """Register every model with the Auto classes, if those are loaded; `sortyard.model.heads` calls it at its end."""
+    module = sys.modules.get(MODELING)
+    if module is None:
         return
     from sortyard.model import heads
+
+    if not hasattr(heads, "SortyardForQuestionAnswering"):  # heads is being imported, and loaded the Auto classes
+        return
     from sortyard.model.configuration import SortyardConfig
     from sortyard.model.modeling import SortyardModel
 
-    module.AutoModel.register(SortyardConfig, SortyardModel, exist_ok=True)
-    module.AutoModelForMaskedLM.register(SortyardConfig, heads.SortyardForMaskedLM, exist_ok=True)
-    module.AutoModelForCausalLM.register(SortyardConfig, heads.SortyardForCausalLM, exist_ok=True)
-    module.AutoModelForSequenceClassification.register(
-        SortyardConfig, heads.SortyardForSequenceClassification, exist_ok=True
-    )
-    module.AutoModelForTokenClassification.register(SortyardConfig, heads.SortyardForTokenClassification, exist_ok=True)
-    module.AutoModelForQuestionAnswering.register(SortyardConfig, heads.SortyardForQuestionAnswering, exist_ok=True)
+    models = {
+        "AutoModel": SortyardModel,
+        "AutoModelForMaskedLM": heads.SortyardForMaskedLM,
+        "AutoModelForCausalLM": heads.SortyardForCausalLM,
+        "AutoModelForSequenceClassification": heads.SortyardForSequenceClassification,
+        "AutoModelForTokenClassification": heads.SortyardForTokenClassification,
+        "AutoModelForQuestionAnswering": heads.SortyardForQuestionAnswering,
+    }
+    for name, model in models.items():
+        getattr(module, name).register(SortyardConfig, model, exist_ok=True)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

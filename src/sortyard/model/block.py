@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sortyard.model.attention.layer import SelfAttention
 from sortyard.model.configuration import SortyardConfig
@@ -14,14 +15,33 @@ from sortyard.ops.segments import Segments
 
 
 class BlockOutput(NamedTuple):
-    """States after a block, and what it reports."""
+    """States after a block, and what it reports.
+
+    One flat tuple: reentrant activation checkpointing carries gradients through tensors of the outermost tuple only,
+    and the balance loss needs them.
+
+    Attributes:
+        hidden: token states.
+        attention: the attention weights, if asked for.
+        scores, experts, weights, loads, balance: the fields of `RoutingRecord`; None for a dense layer.
+    """
 
     hidden: Tensor
     attention: Tensor | None
-    routing: RoutingRecord | None
+    scores: Tensor | None = None
+    experts: Tensor | None = None
+    weights: Tensor | None = None
+    loads: Tensor | None = None
+    balance: Tensor | None = None
+
+    @property
+    def routing(self) -> RoutingRecord | None:
+        """What the experts decided; None for a dense layer."""
+        fields = (self.scores, self.experts, self.weights, self.loads, self.balance)
+        return None if self.scores is None else RoutingRecord(*fields)  # type: ignore[arg-type]
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """Attention, then a dense or routed feed-forward layer, with the norms before or after."""
 
     def __init__(self, config: SortyardConfig, layer: int) -> None:
@@ -81,7 +101,7 @@ class Block(nn.Module):
         )
         hidden = self.attention_post_norm(hidden + self.dropout(mixed))
         mixed, routing = self._feed_forward(self.ffn_norm(hidden), segments, token_ids)
-        return BlockOutput(self.ffn_post_norm(hidden + self.dropout(mixed)), weights, routing)
+        return BlockOutput(self.ffn_post_norm(hidden + self.dropout(mixed)), weights, *(routing or ()))
 
     def _feed_forward(
         self, hidden: Tensor, segments: Segments, token_ids: Tensor | None

@@ -34,6 +34,7 @@ class SortyardConfig(PreTrainedConfig):
         shared_expert: whether a dense feed-forward layer of `intermediate_size` stands beside every layer's experts.
         sparse_prediction: with labels, compute masked-LM logits at the targets only.
         causal: whether a token sees only itself and what stands before it.
+        output_router_logits: return the gate scores of each expert layer, unless a call says otherwise.
     """
 
     model_type = "sortyard"
@@ -113,6 +114,7 @@ class SortyardConfig(PreTrainedConfig):
     balance_coef: float = 0.01
     bias_update_rate: float = 0.0
     router_seed: int = 0
+    output_router_logits: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.rope_parameters = {"rope_type": "default", "rope_theta": self.default_theta} | (self.rope_parameters or {})

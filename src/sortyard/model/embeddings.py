@@ -1,4 +1,4 @@
-"""Token, type and position embeddings; rotary position factors."""
+"""Token, type and learned position embeddings."""
 
 import torch
 from jaxtyping import Float, Int
@@ -59,36 +59,3 @@ class Embeddings(nn.Module):
             hidden = hidden + self.position_embeddings(positions)
         out: Tensor = self.projection(self.dropout(self.norm(hidden)))
         return out
-
-
-def rotary_factors(
-    positions: Int[Tensor, "B T"], *, head_width: int, theta: float, dtype: torch.dtype
-) -> tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]:
-    """Cosine and sine of every position's rotation angles.
-
-    Args:
-        positions: place of each token in its own sequence.
-        head_width: width K of a head, even.
-        theta: base of the frequencies theta^(-2i/K).
-        dtype: type of the factors; angles are always computed in float32 or wider.
-
-    Returns:
-        cos and sin, to be broadcast over heads.
-
-    Source:
-        Su et al. 2021, "RoFormer", equation 15; the two halves of a head are paired as in transformers.
-    """
-    wide = torch.promote_types(dtype, torch.float32)
-    exponents = torch.arange(0, head_width, 2, device=positions.device, dtype=wide) / head_width
-    angles = positions[:, None, :, None].to(wide) * theta ** (-exponents)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(
-    x: Float[Tensor, "B H T K"], factors: tuple[Float[Tensor, "B 1 T K"], Float[Tensor, "B 1 T K"]]
-) -> Float[Tensor, "B H T K"]:
-    """Rotate the pairs (x_i, x_{i + K/2}) of each head by the position's angles."""
-    cos, sin = factors
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin

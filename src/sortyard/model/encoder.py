@@ -1,9 +1,6 @@
 """The stack of blocks and what it collects on the way."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,15 +33,7 @@ class EncoderTrace:
 
 
 class Encoder(nn.Module):
-    """Blocks in order, then the final norm of a pre-norm model.
-
-    `gradient_checkpointing` and `_gradient_checkpointing_func` are set by transformers when activation checkpointing is
-    switched on. Its own checkpointing layer is not used: importing it loads every Auto class, which would in turn load
-    this module.
-    """
-
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., BlockOutput]
+    """Blocks in order, then the final norm of a pre-norm model."""
 
     def __init__(self, config: SortyardConfig) -> None:
         super().__init__()
@@ -80,14 +69,15 @@ class Encoder(nn.Module):
         trace = EncoderTrace()
         for layer in self.layers:
             trace.hidden_states.append(hidden)
-            output = self._run(
-                layer,
-                hidden,
-                segments=segments,
-                positions=positions,
-                token_ids=token_ids,
-                global_tokens=global_tokens,
-                output_attentions=output_attentions,
+            output = BlockOutput(  # again: a checkpoint makes a plain tuple of it
+                *layer(
+                    hidden,
+                    segments=segments,
+                    positions=positions,
+                    token_ids=token_ids,
+                    global_tokens=global_tokens,
+                    output_attentions=output_attentions,
+                )
             )
             hidden = output.hidden
             if output.attention is not None:
@@ -97,13 +87,6 @@ class Encoder(nn.Module):
         hidden = self.final_norm(hidden)
         trace.hidden_states.append(hidden)
         return hidden, trace
-
-    def _run(self, layer: nn.Module, hidden: Tensor, **inputs: Any) -> BlockOutput:
-        call = partial(layer, **inputs)
-        if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(call, hidden)
-        output: BlockOutput = call(hidden)
-        return output
 
     def sparsity(self, segments: Segments) -> float | None:
         """Share of query-key pairs the bucket layers leave out of this batch; None without bucket layers."""

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationMixin
-from transformers.utils.generic import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils.generic import TransformersKwargs, can_return_tuple
 
+from sortyard._registration import register_models
 from sortyard.model.configuration import SortyardConfig
 from sortyard.model.losses import IGNORED, TargetLoss, cross_entropy, sequence_loss
 from sortyard.model.modeling import SortyardModel, SortyardPreTrainedModel
@@ -16,12 +18,18 @@ from sortyard.model.prediction_head import PredictionHead, classifier_head, toke
 
 
 def _encode(
-    model: SortyardModel, input_ids: Tensor | None, attention_mask: Tensor | None, *, has_labels: bool, **kwargs: Any
+    model: SortyardModel,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    inputs_embeds: Tensor | None,
+    *,
+    has_labels: bool,
+    **kwargs: Any,
 ) -> tuple[SortyardModelOutput, Tensor]:
     """Run the encoder, for its output and states; a loss needs its balance part in evaluation mode too."""
     if has_labels:
         kwargs.setdefault("output_statistics", True)
-    outputs: SortyardModelOutput = model(input_ids, attention_mask, **kwargs)
+    outputs: SortyardModelOutput = model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
     assert outputs.last_hidden_state is not None
     return outputs, outputs.last_hidden_state
 
@@ -70,15 +78,17 @@ class SortyardForMaskedLM(_LanguageModel):
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Float[Tensor, "B T W"] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         num_items_in_batch: int | Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SortyardHeadOutput:
         """Score the vocabulary at every token, or at the targets only.
 
         Args:
             input_ids: token ids, some of them masked.
             attention_mask: 1 at real tokens, 0 at pads.
+            inputs_embeds: word embeddings instead of ids.
             labels: original ids at the targets, -100 elsewhere.
             num_items_in_batch: targets of the whole optimizer step, if this batch is only a part of it.
             **kwargs: as in `SortyardModel.forward`.
@@ -86,7 +96,9 @@ class SortyardForMaskedLM(_LanguageModel):
         Returns:
             Loss and logits; with labels and `config.sparse_prediction` the logits of the targets only [N, V].
         """
-        outputs, hidden = _encode(self.model, input_ids, attention_mask, has_labels=labels is not None, **kwargs)
+        outputs, hidden = _encode(
+            self.model, input_ids, attention_mask, inputs_embeds, has_labels=labels is not None, **kwargs
+        )
         if labels is None:
             return _head_output(outputs, self.decoder(self.head(hidden)), None, None)
         if self.config.sparse_prediction:
@@ -109,29 +121,36 @@ class SortyardForCausalLM(_LanguageModel, GenerationMixin):
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Float[Tensor, "B T W"] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         num_items_in_batch: int | Tensor | None = None,
         logits_to_keep: int = 0,
-        **kwargs: Any,
+        shift_labels: Int[Tensor, "B T"] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SortyardHeadOutput:
         """Score the next token at every position.
 
         Args:
             input_ids: token ids.
             attention_mask: 1 at real tokens, 0 at pads.
+            inputs_embeds: word embeddings instead of ids.
             labels: the token ids themselves, shifted here; -100 at pads and at the first token of a packed document.
             num_items_in_batch: targets of the whole optimizer step, if this batch is only a part of it.
             logits_to_keep: score only that many last positions; 0 = all.
+            shift_labels: the next token of every position, where the caller has shifted; then `labels` are not read.
             **kwargs: as in `SortyardModel.forward`.
 
         Returns:
             Loss and logits [B, T, V].
         """
         kwargs.pop("past_key_values", None)
-        outputs, hidden = _encode(self.model, input_ids, attention_mask, has_labels=labels is not None, **kwargs)
+        has_labels = labels is not None or shift_labels is not None
+        outputs, hidden = _encode(self.model, input_ids, attention_mask, inputs_embeds, has_labels=has_labels, **kwargs)
         logits = self.decoder(self.head(hidden[:, -logits_to_keep:]))
         loss = None
-        if labels is not None:
+        if shift_labels is not None:
+            loss = cross_entropy(logits.flatten(0, 1), shift_labels.flatten())
+        elif labels is not None:
             loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         return _head_output(outputs, logits, loss, num_items_in_batch)
 
@@ -162,15 +181,17 @@ class SortyardForSequenceClassification(SortyardPreTrainedModel):
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Float[Tensor, "B T W"] | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SortyardHeadOutput:
         """Score each sequence (one sequence a row; rows are not packed).
 
         Args:
             input_ids: token ids.
             attention_mask: 1 at real tokens, 0 at pads.
+            inputs_embeds: word embeddings instead of ids.
             labels: class numbers [B], or targets as `config.problem_type` says.
             num_items_in_batch: sequences of the whole optimizer step, if this batch is only a part of it.
             **kwargs: as in `SortyardModel.forward`.
@@ -178,7 +199,9 @@ class SortyardForSequenceClassification(SortyardPreTrainedModel):
         Returns:
             Loss and logits [B, num_labels].
         """
-        outputs, hidden = _encode(self.model, input_ids, attention_mask, has_labels=labels is not None, **kwargs)
+        outputs, hidden = _encode(
+            self.model, input_ids, attention_mask, inputs_embeds, has_labels=labels is not None, **kwargs
+        )
         pooled = self.head(_pool(hidden, attention_mask, self.config.classifier_pooling))
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else sequence_loss(logits, labels, self._problem_type(labels))
@@ -209,15 +232,17 @@ class SortyardForTokenClassification(SortyardPreTrainedModel):
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Float[Tensor, "B T W"] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         num_items_in_batch: int | Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SortyardHeadOutput:
         """Score each token.
 
         Args:
             input_ids: token ids.
             attention_mask: 1 at real tokens, 0 at pads.
+            inputs_embeds: word embeddings instead of ids.
             labels: class of each token, -100 where there is none.
             num_items_in_batch: targets of the whole optimizer step, if this batch is only a part of it.
             **kwargs: as in `SortyardModel.forward`.
@@ -225,7 +250,9 @@ class SortyardForTokenClassification(SortyardPreTrainedModel):
         Returns:
             Loss and logits [B, T, num_labels].
         """
-        outputs, hidden = _encode(self.model, input_ids, attention_mask, has_labels=labels is not None, **kwargs)
+        outputs, hidden = _encode(
+            self.model, input_ids, attention_mask, inputs_embeds, has_labels=labels is not None, **kwargs
+        )
         logits = self.classifier(self.dropout(self.head(hidden)))
         loss = None if labels is None else cross_entropy(logits.flatten(0, 1), labels.flatten())
         return _head_output(outputs, logits, loss, num_items_in_batch)
@@ -246,16 +273,18 @@ class SortyardForQuestionAnswering(SortyardPreTrainedModel):
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Float[Tensor, "B T W"] | None = None,
         start_positions: Int[Tensor, " B"] | None = None,
         end_positions: Int[Tensor, " B"] | None = None,
         num_items_in_batch: int | Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SortyardQuestionAnsweringOutput:
         """Score each token as the first and as the last of the answer.
 
         Args:
             input_ids: token ids.
             attention_mask: 1 at real tokens, 0 at pads.
+            inputs_embeds: word embeddings instead of ids.
             start_positions: index of the answer's first token; outside the row = no target.
             end_positions: index of its last token.
             num_items_in_batch: targets of the whole optimizer step, if this batch is only a part of it.
@@ -265,7 +294,7 @@ class SortyardForQuestionAnswering(SortyardPreTrainedModel):
             Loss (mean of start and end) and two logits [B, T].
         """
         outputs, hidden = _encode(
-            self.model, input_ids, attention_mask, has_labels=start_positions is not None, **kwargs
+            self.model, input_ids, attention_mask, inputs_embeds, has_labels=start_positions is not None, **kwargs
         )
         start, end = self.qa_outputs(self.head(hidden)).unbind(dim=-1)
         total, task, balance = None, None, outputs.aux_loss
@@ -293,3 +322,6 @@ def _pool(hidden: Float[Tensor, "B T D"], attention_mask: Tensor | None, pooling
     if pooling == "cls":  # the first real token: rows may be padded on the left
         return hidden[torch.arange(len(hidden), device=hidden.device), real.argmax(dim=1)]
     return (hidden * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+register_models()

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
+from sortyard.model.attention.layer import SelfAttention
 from sortyard.model.configuration import SortyardConfig
 from sortyard.model.embeddings import Embeddings
 from sortyard.model.encoder import Encoder
@@ -47,6 +48,17 @@ class SortyardPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ExpertLayer):
             module.reset_parameters(std)
 
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """Check an attention implementation: "sdpa" or "eager"; see `SelfAttention`."""
+        if requested_attention not in (None, "sdpa", "eager"):
+            raise ValueError(
+                f'Specified `attn_implementation="{requested_attention}"` is not supported: the kernels are the '
+                "model's own. Choose 'sdpa' (the fast path, buckets included) or 'eager' (the same by materialised "
+                "weights)"
+            )
+        implementation: str = super().get_correct_attn_implementation(requested_attention, is_init_check)
+        return implementation
+
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
         return True
@@ -78,7 +90,7 @@ class SortyardModel(SortyardPreTrainedModel):
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         for module in self.encoder.modules():
-            if isinstance(module, ExpertLayer):
+            if isinstance(module, ExpertLayer | SelfAttention):
                 module.config = config
         self.post_init()
 
@@ -147,7 +159,7 @@ class SortyardModel(SortyardPreTrainedModel):
             global_tokens=None if global_tokens is None else global_tokens.bool(),
             output_attentions=attentions,
         )
-        scores = _flag(output_router_logits, getattr(self.config, "output_router_logits", False))
+        scores = _flag(output_router_logits, self.config.output_router_logits)
         statistics = _flag(output_statistics, self.training or scores)
         states = _flag(output_hidden_states, self.config.output_hidden_states)
         return SortyardModelOutput(

@@ -3,11 +3,12 @@
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from sortyard.model.attention.bucket import BucketCore
 from sortyard.model.attention.dense import DenseCore
 from sortyard.model.configuration import SortyardConfig
-from sortyard.model.embeddings import rotary_factors, rotate
+from sortyard.model.rotary import RotaryEmbedding, rotate
 from sortyard.ops.segments import Segments
 
 
@@ -20,7 +21,13 @@ def make_core(config: SortyardConfig, layer: int) -> BucketCore | DenseCore:
 
 
 class SelfAttention(nn.Module):
-    """Query, key, value and output projections, rotary positions and a core."""
+    """Query, key, value and output projections, rotary positions and a core.
+
+    `config` is set by the model: its attention implementation, read anew in every pass, decides. "sdpa" is the fast
+    path of the core, "eager" the same from materialised weights. A layer without one is fast.
+    """
+
+    config: PreTrainedConfig | None = None
 
     def __init__(self, config: SortyardConfig, layer: int) -> None:
         super().__init__()
@@ -33,7 +40,7 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=bias)
         self.core = make_core(config, layer)
         self.dropout_prob = config.attention_probs_dropout_prob
-        self.rotary_theta = _rotary_theta(config, layer)
+        self.rotary_emb = _rotary_embedding(config, layer)
 
     def forward(
         self,
@@ -58,13 +65,14 @@ class SelfAttention(nn.Module):
         """
         q, k, v = self.projections(hidden, positions)
         weights = None
-        if output_attentions:
+        is_eager = self.config is not None and self.config._attn_implementation == "eager"
+        if output_attentions or is_eager:
             weights = self.core.weights(q, k, segments=segments, global_tokens=global_tokens).to(v.dtype)
             mixed = torch.dropout(weights, self.dropout_prob, self.training) @ v
         else:
             dropout_p = self.dropout_prob if self.training else 0.0
             mixed = self.core(q, k, v, segments=segments, dropout_p=dropout_p, global_tokens=global_tokens)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2)), weights
+        return self.o_proj(mixed.transpose(1, 2).flatten(2)), weights if output_attentions else None
 
     def projections(
         self, hidden: Float[Tensor, "B T D"], positions: Int[Tensor, "B T"]
@@ -72,17 +80,13 @@ class SelfAttention(nn.Module):
         """Queries, keys and values by head, positions rotated in."""
         shape = (*hidden.shape[:2], self.num_heads, self.head_width)
         q, k, v = (proj(hidden).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.rotary_theta is not None:
-            factors = rotary_factors(positions, head_width=self.head_width, theta=self.rotary_theta, dtype=q.dtype)
+        if self.rotary_emb is not None:
+            factors = self.rotary_emb(q, positions)
             q, k = rotate(q, factors), rotate(k, factors)
         return q, k, v
 
 
-def _rotary_theta(config: SortyardConfig, layer: int) -> float | None:
+def _rotary_embedding(config: SortyardConfig, layer: int) -> RotaryEmbedding | None:
     if config.position_embedding_type != "rope":
         return None
-    assert config.rope_parameters is not None
-    shared: float = config.rope_parameters["rope_theta"]
-    if config.attention_of(layer) == "sliding" and config.sliding_rope_theta is not None:
-        return config.sliding_rope_theta
-    return shared
+    return RotaryEmbedding(config, theta=config.sliding_rope_theta if config.attention_of(layer) == "sliding" else None)
