@@ -53,7 +53,7 @@ class Block(GradientCheckpointingLayer):
         self.attention_post_norm = nn.Identity() if pre else _norm(config)
         self.ffn_norm = _norm(config) if pre else nn.Identity()
         self.ffn_post_norm = nn.Identity() if pre else _norm(config)
-        self.ffn: FeedForward | ExpertLayer = (
+        self.ffn: nn.Module = (
             ExpertLayer(
                 config.options(),
                 hidden_size=config.hidden_size,
@@ -65,7 +65,8 @@ class Block(GradientCheckpointingLayer):
             if config.has_experts(layer)
             else FeedForward(config)
         )
-        has_shared = config.shared_expert and config.has_experts(layer)
+        self.is_routed = config.has_experts(layer)  # adapters may wrap the layer, which then is of another class
+        has_shared = config.shared_expert and self.is_routed
         self.shared_ffn = FeedForward(config) if has_shared else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -106,7 +107,7 @@ class Block(GradientCheckpointingLayer):
     def _feed_forward(
         self, hidden: Tensor, segments: Segments, token_ids: Tensor | None
     ) -> tuple[Tensor, RoutingRecord | None]:
-        if not isinstance(self.ffn, ExpertLayer):
+        if not self.is_routed:
             return self.ffn(hidden), None
         mixed, routing = self.ffn(hidden, segments=segments, token_ids=token_ids)
         return mixed if self.shared_ffn is None else mixed + self.shared_ffn(hidden), routing

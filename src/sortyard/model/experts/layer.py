@@ -150,13 +150,13 @@ class ExpertLayer(nn.Module):
         return outputs if self.down_proj_bias is None else outputs + self.down_proj_bias[:, None]
 
     @property
-    def _up(self) -> nn.Parameter:
+    def _up(self) -> Tensor:
         up = self.gate_up_proj if self.gated else self.up_proj
         assert up is not None
         return up
 
     @property
-    def _up_bias(self) -> nn.Parameter | None:
+    def _up_bias(self) -> Tensor | None:
         return self.gate_up_proj_bias if self.gated else self.up_proj_bias
 
     @torch.no_grad()
