@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from sortyard.errors import InputError
+from sortyard.evaluation import batching
 from sortyard.evaluation.baselines import BaselineScore
-from sortyard.evaluation.batching import position_limit, sequence_logits
+from sortyard.evaluation.batching import plan_batches, position_limit, sequence_logits
 from sortyard.evaluation.classification import evaluate_examples
 from tests.evaluation.tiny import POSITIONS, make_bert, make_examples, make_texts, make_tokenizer
 
@@ -32,7 +33,8 @@ def test_sorted_batches_come_back_in_order() -> None:
     np.testing.assert_allclose(np.stack(logits), one_by_one(texts).numpy(), atol=2e-5)
 
 
-def test_input_is_read_in_windows() -> None:
+def test_input_is_read_in_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "WINDOW_TEXTS", 64)
     read = 0
 
     def endless():
@@ -43,7 +45,42 @@ def test_input_is_read_in_windows() -> None:
 
     stream = sequence_logits(make_bert(), tokenizer=make_tokenizer(), inputs=endless(), batch_size=1, max_length=8)
     next(stream)
-    assert read == 64
+    assert read <= 3 * 64
+    stream.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("batch_size", "tokens"), [(None, 40), (3, 40), (2, 1000), (None, 1)])
+def test_batches_hold_every_sequence_once_within_their_limits(batch_size: int | None, tokens: int) -> None:
+    lengths = [5, 30, 7, 41, 7, 12, 1, 20, 19, 3]
+    batches = list(plan_batches(lengths, batch_size=batch_size, tokens_per_batch=tokens))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) <= (batch_size or len(batch))
+        assert len(batch) == 1 or len(batch) * longest <= tokens
+
+
+def test_long_sequences_have_few_padded_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "_STEP_FROM", 8)
+    seen = set()
+    model, tokenizer = make_bert(), make_tokenizer()
+    limit = POSITIONS
+    model.register_forward_pre_hook(lambda _, __, given: seen.add(given["input_ids"].shape[1]), with_kwargs=True)
+    texts = [" ".join(["w1"] * count) for count in range(1, limit + 9)]
+    found = sequence_logits(model, tokenizer=tokenizer, inputs=texts, max_length=limit, tokens_per_batch=1)
+    np.testing.assert_allclose(np.stack([logits for _, logits in found]), one_by_one(texts).numpy(), atol=2e-5)
+    assert max(seen) == limit
+    assert all(length <= 8 or length % 8 == 0 for length in seen)
+
+
+def test_an_error_of_the_input_comes_in_its_place() -> None:
+    def broken():
+        yield from ["w1"] * 3
+        raise OSError("the disk is gone")
+
+    stream = sequence_logits(make_bert(), tokenizer=make_tokenizer(), inputs=broken(), max_length=8)
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(stream)
 
 
 def test_result_and_files(tmp_path: Path) -> None:

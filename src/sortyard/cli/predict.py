@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
 import typer
 
@@ -22,8 +22,24 @@ def predict(
     pair_column: Annotated[
         str | None, typer.Option("--pair-column", help="Column of the second text.", show_default=False)
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")] = 32,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", min=1, help="Sequences in one forward pass at most.", show_default=False),
+    ] = None,
+    tokens_per_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--tokens-per-batch",
+            min=1,
+            help="Tokens in one forward pass at most, padding included; left out, what suits the device.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:0.")] = "cpu",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option("--precision", help="Number format of weights and products; bf16 is fast where it is known."),
+    ] = "fp32",
     *,
     output: Output,
 ) -> None:
@@ -34,8 +50,8 @@ def predict(
         raise InputError("standard input is closed; give --input FILE")
     path = None if target == "-" else _free(Path(target))
     inputs = read_inputs(source, text_column=text_column, pair_column=pair_column)
-    predictor = open_predictor(Path(run), device=device)
-    lines = prediction_lines(predictor, inputs, batch_size=batch_size)
+    predictor = open_predictor(Path(run), device=device, precision=precision)
+    lines = prediction_lines(predictor, inputs, batch_size=batch_size, tokens_per_batch=tokens_per_batch)
     count = _copy(lines, sink=sys.stdout) if path is None else _write(lines, path=path)
     output.say(f"{count:,} predictions")
     if output.json:

@@ -66,7 +66,7 @@ def evaluate_examples(
         model: a Hugging Face sequence-classification (or one-output regression) model.
         tokenizer: its tokenizer.
         examples: the split, with labels; its task names the metrics and the classes.
-        batch_size: sequences a forward, at least 1.
+        batch_size: sequences a forward at most, at least 1.
         max_length: tokens a sequence is cut to; None takes what the model can hold.
         baselines: scores on the same split to store beside the model's.
 

@@ -91,21 +91,47 @@ class Predictor:
         check_vocabulary(model, tokenizer=tokenizer, where=str(path))
         return cls(model.to(device), tokenizer=tokenizer)
 
-    def predict(self, texts: Iterable[TextOrPair], *, batch_size: int = 32) -> Iterator[Prediction]:
+    def predict(
+        self, texts: Iterable[TextOrPair], *, batch_size: int | None = None, tokens_per_batch: int | None = None
+    ) -> Iterator[Prediction]:
         """Classify texts as they come.
 
         Args:
-            texts: texts, or (text, text) pairs; may be endless, as only a window of them is held.
-            batch_size: sequences a forward, at least 1.
+            texts: texts, or (text, text) pairs; may be endless, as only a few windows of them are held. They are read
+                in another thread.
+            batch_size: sequences a forward at most, at least 1; None = as many as there is room for.
+            tokens_per_batch: tokens a forward at most, padding included, but one sequence always; None = what suits
+                the device.
 
         Yields:
             One prediction for each text, in the order of the texts.
 
         Raises:
-            InputError: `batch_size` is below 1, `texts` is one string instead of several, or an item is no text.
+            InputError: `batch_size` or `tokens_per_batch` is below 1, `texts` is one string instead of several, or an
+                item is no text.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+        answered = self.predict_beside(texts, batch_size=batch_size, tokens_per_batch=tokens_per_batch)
+        return (prediction for _, prediction in answered)
+
+    def predict_beside(
+        self, texts: Iterable[TextOrPair], *, batch_size: int | None = None, tokens_per_batch: int | None = None
+    ) -> Iterator[tuple[TextOrPair, Prediction]]:
+        """As `predict`, with each text beside its prediction.
+
+        Args:
+            texts: as for `predict`.
+            batch_size: as for `predict`.
+            tokens_per_batch: as for `predict`.
+
+        Yields:
+            Texts and predictions, in the order of the texts.
+
+        Raises:
+            InputError: as for `predict`.
+        """
+        for name, value in (("batch_size", batch_size), ("tokens_per_batch", tokens_per_batch)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
         if isinstance(texts, str):
             raise InputError("texts is a single string; give a list of texts, such as [text]")
         rows = sequence_logits(
@@ -113,9 +139,10 @@ class Predictor:
             tokenizer=self.tokenizer,
             inputs=_checked(texts),
             batch_size=batch_size,
+            tokens_per_batch=tokens_per_batch,
             max_length=self.max_length,
         )
-        return (self._prediction(logits) for _, logits in rows)
+        return ((text, self._prediction(logits)) for text, logits in rows)
 
     def _prediction(self, logits: NDArray[np.float32]) -> Prediction:
         scores = _SCORES[self.problem](logits.astype(np.float64))

@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,13 +14,13 @@ from sortyard.errors import InputError
 from sortyard.jobs.folders import model_folder
 
 if TYPE_CHECKING:
-    from sortyard.interop.predictor import Predictor
+    from sortyard.interop.predictor import Precision, Predictor
 
 Input = str | tuple[str, str]
 Columns = tuple[str, str | None]
 
 
-def open_predictor(source: Path, *, device: str) -> "Predictor":
+def open_predictor(source: Path, *, device: str, precision: "Precision") -> "Predictor":
     """Loads the model of a run, of a demo, or of a model's folder.
 
     Raises:
@@ -30,7 +29,7 @@ def open_predictor(source: Path, *, device: str) -> "Predictor":
     folder = model_folder(source)  # before torch is loaded: a wrong path is told at once
     from sortyard.interop.predictor import Predictor
 
-    return Predictor.from_pretrained(folder, device=device)
+    return Predictor.from_pretrained(folder, device=device, precision=precision)
 
 
 def read_inputs(source: str, *, text_column: str, pair_column: str | None) -> Iterator[Input]:
@@ -128,17 +127,18 @@ def _option(name: str | None, columns: Columns) -> str:
     return "--text-column" if name == columns[0] else "--pair-column"
 
 
-def prediction_lines(predictor: "Predictor", inputs: Iterable[Input], *, batch_size: int) -> Iterator[str]:
+def prediction_lines(
+    predictor: "Predictor", inputs: Iterable[Input], *, batch_size: int | None, tokens_per_batch: int | None
+) -> Iterator[str]:
     """Yields one JSON line for each input, in order, holding no more than a window of them.
 
     Args:
         predictor: The loaded model.
         inputs: Texts or pairs.
-        batch_size: Sequences in one forward pass.
+        batch_size: Sequences in one forward pass at most.
+        tokens_per_batch: Tokens in one forward pass at most.
     """
-    shown, asked = tee(inputs)
-    for number, (prediction, text) in enumerate(
-        zip(predictor.predict(asked, batch_size=batch_size), shown, strict=True)
-    ):
+    answered = predictor.predict_beside(inputs, batch_size=batch_size, tokens_per_batch=tokens_per_batch)
+    for number, (text, prediction) in enumerate(answered):
         texts = {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
         yield json.dumps({"index": number, **texts, **prediction.as_dict()}, ensure_ascii=False)
