@@ -137,6 +137,37 @@ def test_a_thousand_predictions_keep_their_order(sortyard: Callable, yard: Path)
     (yard / "out.jsonl").unlink()
 
 
+def test_interrupted_predictions_are_resumed(sortyard: Callable, yard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sortyard.evaluation.batching.WINDOW_TEXTS", 50)
+    texts = [f"number {i} " + "dog " * (i % 20) for i in range(300)]
+    words = ("predict", "runs/tiny-custom-0001", "-i", "long.txt", "-o", "long.jsonl")
+    lines = [text.encode() for text in texts]
+    (yard / "long.txt").write_bytes(b"\n".join([*lines[:220], b"\xff\xfe", *lines[221:]]) + b"\n")
+    assert sortyard(*words)[0] == 2
+    begun = yard / ".aside-long.jsonl"
+    assert 50 <= len(begun.read_text().splitlines()) <= 200
+    assert not (yard / "long.jsonl").exists()
+    (yard / "long.txt").write_text("\n".join(texts) + "\n")
+    status, found, _ = sortyard(*words)
+    assert status == 2
+    assert "--resume" in found["error"]
+    with begun.open("a") as file:
+        file.write('{"index": 200, "te')  # torn by a power cut
+    status, found, _ = sortyard(*words, "--resume")
+    assert (status, found["predictions"]) == (0, 300)
+    resumed = [json.loads(line) for line in (yard / "long.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in resumed] == texts
+    assert [row["index"] for row in resumed] == list(range(300))
+    (yard / "long.jsonl").rename(begun)
+    (yard / "long.txt").write_text("\n".join(["another", *texts[1:]]) + "\n")
+    status, found, _ = sortyard(*words, "--resume")
+    assert status == 2
+    assert ".aside-long.jsonl:1" in found["error"]
+    begun.unlink()
+    assert sortyard(*words, "--resume")[0] == 2
+    assert sortyard("predict", "runs/tiny-custom-0001", "-i", "long.txt", "--resume")[0] == 2
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

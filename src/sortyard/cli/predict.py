@@ -40,40 +40,53 @@ def predict(
         Literal["fp32", "bf16", "fp16"],
         typer.Option("--precision", help="Number format of weights and products; bf16 is fast where it is known."),
     ] = "fp32",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an --output that was interrupted; give the same input.")
+    ] = False,
     *,
     output: Output,
 ) -> None:
     """Classify texts with a fine-tuned model; order kept, memory bounded."""
-    from sortyard.jobs.predicting import open_predictor, prediction_lines, read_inputs
+    from sortyard.jobs.predicting import open_predictor, prediction_lines, read_inputs, take_up
 
     if source == "-" and sys.stdin is None:
         raise InputError("standard input is closed; give --input FILE")
-    path = None if target == "-" else _free(Path(target))
+    path = None if target == "-" else _free(Path(target), resume=resume)
+    if path is None and resume:
+        raise InputError("--resume needs --output FILE: what went to standard output is not known here")
     inputs = read_inputs(source, text_column=text_column, pair_column=pair_column)
     predictor = open_predictor(Path(run), device=device, precision=precision)
-    lines = prediction_lines(predictor, inputs, batch_size=batch_size, tokens_per_batch=tokens_per_batch)
-    count = _copy(lines, sink=sys.stdout) if path is None else _write(lines, path=path)
+    begun = take_up(aside_of(path), inputs) if path is not None and resume else 0
+    if begun:
+        output.say(f"{begun:,} predictions are there already")
+    lines = prediction_lines(predictor, inputs, batch_size=batch_size, tokens_per_batch=tokens_per_batch, first=begun)
+    count = begun + (_copy(lines, sink=sys.stdout) if path is None else _write(lines, path=path, append=resume))
     output.say(f"{count:,} predictions")
     if output.json:
         output.result({"run": run, "output": target, "predictions": count}, text="")
 
 
-def _free(path: Path) -> Path:
+def _free(path: Path, *, resume: bool) -> Path:
     if path.exists() or not path.parent.is_dir():
         reason = "exists and is left as it is" if path.exists() else f"the folder {path.parent} does not exist"
         raise InputError(f"--output {path}: {reason}; choose another name")
+    begun = aside_of(path)
+    if begun.exists() != resume:
+        hint = "was begun and interrupted: add --resume, or delete" if begun.exists() else "has nothing to resume: no"
+        raise InputError(f"--output {path}: {hint} {begun}")
     return path
 
 
-def _write(lines: Iterable[str], *, path: Path) -> int:
-    """Writes aside first, so that a bad line or Ctrl-C leaves no file that looks whole."""
+def _write(lines: Iterable[str], *, path: Path, append: bool) -> int:
+    """Writes aside until all is there, so that no unfinished file looks whole; what is there can be resumed."""
     aside = aside_of(path)
     try:
-        with aside.open("w", encoding="utf-8") as sink:
+        with aside.open("a" if append else "w", encoding="utf-8") as sink:
             count = _copy(lines, sink=sink)
-        publish(path)
     finally:
-        aside.unlink(missing_ok=True)
+        if aside.stat().st_size == 0:
+            aside.unlink()
+    publish(path)
     return count
 
 

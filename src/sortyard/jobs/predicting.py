@@ -1,6 +1,7 @@
 """Texts in, predictions out, one at a time and in order."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -128,7 +129,12 @@ def _option(name: str | None, columns: Columns) -> str:
 
 
 def prediction_lines(
-    predictor: "Predictor", inputs: Iterable[Input], *, batch_size: int | None, tokens_per_batch: int | None
+    predictor: "Predictor",
+    inputs: Iterable[Input],
+    *,
+    batch_size: int | None,
+    tokens_per_batch: int | None,
+    first: int = 0,
 ) -> Iterator[str]:
     """Yields one JSON line for each input, in order, holding no more than a window of them.
 
@@ -137,8 +143,42 @@ def prediction_lines(
         inputs: Texts or pairs.
         batch_size: Sequences in one forward pass at most.
         tokens_per_batch: Tokens in one forward pass at most.
+        first: Index of the first input.
     """
     answered = predictor.predict_beside(inputs, batch_size=batch_size, tokens_per_batch=tokens_per_batch)
-    for number, (text, prediction) in enumerate(answered):
-        texts = {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
-        yield json.dumps({"index": number, **texts, **prediction.as_dict()}, ensure_ascii=False)
+    for number, (text, prediction) in enumerate(answered, start=first):
+        yield json.dumps({"index": number, **_named(text), **prediction.as_dict()}, ensure_ascii=False)
+
+
+def take_up(path: Path, inputs: Iterator[Input]) -> int:
+    """Goes on where an interrupted run stopped: drops a torn last line, and skips what is answered.
+
+    Args:
+        path: The unfinished file.
+        inputs: Texts or pairs from the first on; those that are answered are taken from it.
+
+    Returns:
+        How many are answered.
+
+    Raises:
+        InputError: A line of the file is not the answer to the input in its place.
+    """
+    count = size = 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            answer, text = json_object(line.decode("utf-8", errors="replace")), next(inputs, None)
+            asked = None if text is None else _named(text)
+            if answer is None or asked is None or {name: answer.get(name) for name in asked} != asked:
+                raise InputError(
+                    f"{path}:{count + 1}: is no answer to input {count + 1}; give the input it was begun with, or "
+                    "delete the file to start over"
+                )
+            count, size = count + 1, size + len(line)
+    os.truncate(path, size)
+    return count
+
+
+def _named(text: Input) -> dict[str, str]:
+    return {"text": text} if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
