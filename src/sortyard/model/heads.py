@@ -320,7 +320,7 @@ def _pool(hidden: Float[Tensor, "B T D"], attention_mask: Tensor | None, pooling
         return hidden[:, 0] if pooling == "cls" else hidden.mean(dim=1)
     real = attention_mask.to(hidden.dtype)
     if pooling == "cls":  # the first real token: rows may be padded on the left
-        return hidden[torch.arange(len(hidden), device=hidden.device), real.argmax(dim=1)]
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), real.argmax(dim=1)]
     return (hidden * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp_min(1)
 
 

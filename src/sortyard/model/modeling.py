@@ -161,6 +161,11 @@ class SortyardModel(SortyardPreTrainedModel):
         )
         scores = _flag(output_router_logits, self.config.output_router_logits)
         statistics = _flag(output_statistics, self.training or scores)
+        if segments.is_traced and statistics:
+            raise ValueError(
+                "statistics cannot be computed in an exported or compiled graph; call model.eval() first, and leave "
+                "output_router_logits and output_statistics out"
+            )
         states = _flag(output_hidden_states, self.config.output_hidden_states)
         return SortyardModelOutput(
             last_hidden_state=hidden,

@@ -20,6 +20,8 @@ class Segments:
         ids: Number of the sequence a position belongs to; -1 at pads.
         positions: Rank of a position among its sequence's real tokens; 0 at pads.
         is_trivial: Every row is one sequence without pads.
+        is_traced: Made while a graph is traced, where nothing can come to the host: `lengths` and `token_index` are
+            empty, and `is_trivial` is False. Operators that need them rebuild the segments with `restore_segments`.
     """
 
     batch_size: int
@@ -29,6 +31,12 @@ class Segments:
     ids: Int[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
     is_trivial: bool
+    is_traced: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens of the batch; in a traced graph all positions, as nobody knows."""
+        return self.batch_size * self.length if self.is_traced else sum(self.lengths)
 
 
 def make_segments(
@@ -65,7 +73,8 @@ def make_segments(
         num_sequences, ids = batch_size, index // max(length, 1)
         real = torch.ones(size, dtype=torch.bool, device=device)
     else:
-        _check_boundaries(cu_seqlens.tolist(), size=size, length=length)
+        if not torch.compiler.is_compiling():
+            _check_boundaries(cu_seqlens.tolist(), size=size, length=length)
         boundaries = cu_seqlens.to(device=device, dtype=torch.long)
         num_sequences = len(boundaries) - 1
         ids = torch.searchsorted(boundaries, index, right=True) - 1
@@ -76,16 +85,30 @@ def make_segments(
     counts = torch.zeros(num_sequences, dtype=torch.long, device=device).index_add_(0, ids, real.long())
     numbers, starts = (counts > 0).cumsum(0) - 1, counts.cumsum(0) - counts
     positions = real.long().cumsum(0) - 1 - starts[ids]
+    ids = torch.where(real, numbers[ids], -1).view(batch_size, length)
+    positions = torch.where(real, positions, 0).view(batch_size, length)
+    if torch.compiler.is_compiling():
+        return Segments(batch_size, length, (), index[:0], ids, positions, is_trivial=False, is_traced=True)
     lengths = tuple(n for n in counts.tolist() if n > 0)
-    return Segments(
-        batch_size=batch_size,
-        length=length,
-        lengths=lengths,
-        token_index=real.nonzero()[:, 0],
-        ids=torch.where(real, numbers[ids], -1).view(batch_size, length),
-        positions=torch.where(real, positions, 0).view(batch_size, length),
-        is_trivial=lengths == (length,) * batch_size,
-    )
+    is_trivial = lengths == (length,) * batch_size
+    return Segments(batch_size, length, lengths, real.nonzero()[:, 0], ids, positions, is_trivial)
+
+
+def restore_segments(ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Segments:
+    """Build the segments from their tensors again, inside of an operator that a graph calls.
+
+    Args:
+        ids: Number of the sequence a position belongs to; -1 at pads.
+        positions: Rank of a position among its sequence's real tokens; 0 at pads.
+
+    Returns:
+        The segments.
+    """
+    batch_size, length = ids.shape
+    real = ids.flatten() >= 0
+    token_index = real.nonzero()[:, 0]
+    lengths = tuple(torch.bincount(ids.flatten()[token_index]).tolist())
+    return Segments(batch_size, length, lengths, token_index, ids, positions, lengths == (length,) * batch_size)
 
 
 def find_segments(

@@ -1,5 +1,6 @@
 """What the gate sees of a token's surroundings: the context vector c_t."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from sortyard.model.experts.options import ExpertOptions
 from sortyard.model.experts.scan import segment_scan
-from sortyard.ops.segments import Segments
+from sortyard.ops.segments import Segments, restore_segments
 
 
 @runtime_checkable
@@ -58,6 +59,8 @@ class SequenceMean(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B T D"]:
         """Average each sequence and hand the average to its tokens."""
+        if segments.is_traced:
+            return _call_operator(hidden, segments, "mean", self.shift)
         means = _sequence_means(hidden, segments)  # [S, D]
         if self.shift:
             means = means.roll(-self.shift, dims=0) if len(means) > 1 else torch.zeros_like(means)
@@ -71,6 +74,8 @@ class RunningMean(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B T D"]:
         """Average the past of each token."""
+        if segments.is_traced:
+            return _call_operator(hidden, segments, "running_mean")
         sums, positions = _scan_real(hidden, segments, decay=1.0)
         return _spread(sums / (positions + 1).to(sums.dtype)[:, None], segments)
 
@@ -88,6 +93,8 @@ class DecayedMean(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "B T D"]:
         """Average the past of each token, the nearer the more."""
+        if segments.is_traced:
+            return _call_operator(hidden, segments, "ema", self.decay)
         sums, positions = _scan_real(hidden, segments, decay=self.decay)
         norms = (1 - self.decay ** (positions + 1).to(sums.dtype)) / (1 - self.decay)
         return _spread(sums / norms[:, None], segments)
@@ -126,3 +133,25 @@ def _real(values: Float[Tensor, "B T D"], segments: Segments) -> Float[Tensor, "
 def _spread(values: Float[Tensor, "real D"], segments: Segments) -> Float[Tensor, "B T D"]:
     flat = values.new_zeros(segments.batch_size * segments.length, values.shape[1])
     return flat.index_copy(0, segments.token_index, values).view(segments.batch_size, segments.length, -1)
+
+
+@torch.library.custom_op("sortyard::expert_context", mutates_args=())
+def _context_operator(hidden: Tensor, ids: Tensor, positions: Tensor, kind: str, setting: float) -> Tensor:
+    """Contexts [B, T, D], for traced graphs: whose sequences there are is known only when they run."""
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "mean": lambda: SequenceMean(shift=int(setting)),
+        "running_mean": RunningMean,
+        "ema": lambda: DecayedMean(setting),
+    }
+    context: Tensor = makers[kind]()(hidden, restore_segments(ids, positions))
+    return context.contiguous().clone()
+
+
+@_context_operator.register_fake
+def _(hidden: Tensor, *_: Tensor | str | float) -> Tensor:
+    return torch.empty_like(_precise(hidden), memory_format=torch.contiguous_format)
+
+
+def _call_operator(hidden: Tensor, segments: Segments, kind: str, setting: float = 0.0) -> Tensor:
+    context: Tensor = _context_operator(hidden, segments.ids, segments.positions, kind, float(setting))
+    return context

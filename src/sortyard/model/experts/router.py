@@ -79,7 +79,7 @@ class _Selection:
             group_scores=group_scores,
             weights=self.weights,
             mask=None if segments.is_trivial else segments.ids.flatten() >= 0,
-            num_tokens=sum(segments.lengths),
+            num_tokens=segments.num_tokens,
         )
 
 

@@ -11,6 +11,7 @@ from sortyard.ops.bucket_attention.compiled import compiled_tree_attention
 from sortyard.ops.bucket_attention.dense import dense_attention
 from sortyard.ops.bucket_attention.groups import Group, make_groups, scatter_groups
 from sortyard.ops.bucket_attention.inputs import check_inputs
+from sortyard.ops.bucket_attention.operator import call_operator, set_attention
 from sortyard.ops.bucket_attention.reference import attend_relation, reference_relation
 from sortyard.ops.bucket_attention.relation import bucket_relation
 from sortyard.ops.bucket_attention.relation_value import BucketRelation, relation_sparsity
@@ -22,6 +23,7 @@ from sortyard.ops.bucket_attention.weights import bucket_weights, dense_weights
 from sortyard.ops.segments import Segments, find_segments, make_segments
 
 
+@set_attention
 def bucket_attention(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B H T K"],
@@ -58,6 +60,12 @@ def bucket_attention(
         ValueError: tensors of different shapes, types or devices, segments given twice or of another shape, an unknown
             or unavailable backend, or a hash that cannot be causal.
     """
+    if segments is not None and segments.is_traced:
+        if dropout_p:
+            raise ValueError(f"dropout_p is {dropout_p}, but a traced graph has no dropout; call model.eval() first")
+        return call_operator(
+            q, k, v, spec, causal=causal, segments=segments, global_tokens=global_tokens, backend=backend
+        )
     check_inputs(q, k=k, v=v)
     segments = find_segments(
         q.shape[0],
