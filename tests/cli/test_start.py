@@ -9,7 +9,8 @@ import pytest
 from sortyard.cli import main as entry
 
 VERBS = (
-    "demo doctor recipes new config data pretrain finetune resume eval predict report bench upcycle adapt study".split()  # noqa: SIM905
+    *("demo", "doctor", "recipes", "new", "config", "data", "pretrain", "finetune", "resume", "eval", "predict"),
+    *("export", "report", "bench", "upcycle", "adapt", "study"),
 )
 
 CPU_OF_HELP = """

@@ -20,6 +20,7 @@ from sortyard.cli import (
     demo,
     doctor,
     evaluate,
+    export,
     finetune,
     new,
     predict,
@@ -60,6 +61,7 @@ app.command("adapt", rich_help_panel=TRAIN)(adapt.adapt)
 app.command("resume", rich_help_panel=TRAIN)(resume.resume)
 app.command("eval", rich_help_panel=USE)(evaluate.evaluate)
 app.command("predict", rich_help_panel=USE)(predict.predict)
+app.command("export", rich_help_panel=USE)(export.export)
 app.command("report", rich_help_panel=USE)(report.report)
 app.add_typer(bench.app, name="bench", rich_help_panel=USE)
 app.add_typer(study.app, name="study", rich_help_panel=USE)

@@ -4,16 +4,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sortyard.interop.exporting import export_program
     from sortyard.interop.predictor import Prediction, Predictor
     from sortyard.interop.upcycling import upcycle
 
 _HOMES = {
     "Prediction": "sortyard.interop.predictor",
     "Predictor": "sortyard.interop.predictor",
+    "export_program": "sortyard.interop.exporting",
     "upcycle": "sortyard.interop.upcycling",
 }
 
-__all__ = ["Prediction", "Predictor", "upcycle"]
+__all__ = ["Prediction", "Predictor", "export_program", "upcycle"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,85 @@
+"""A model as a graph that runs without its Python: torch.export, at any batch size and length."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from sortyard.errors import InputError
+
+_SEED = 0
+
+
+class _Fields(nn.Module):
+    """A model's tensors by name, for the two inputs that every encoder has."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        found = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+def export_program(model: Any) -> ExportedProgram:
+    """Trace a model's forward pass.
+
+    The program takes `input_ids` and `attention_mask` by name, both [B, T] of type int64, and returns the model's
+    tensors by name (`logits`, or `last_hidden_state` of an encoder). Attention and experts stay operators of this
+    library, which is therefore imported where the program runs: buckets follow the data, and no fixed graph holds them.
+
+    Args:
+        model: a transformers model; it is put in evaluation mode.
+
+    Returns:
+        The program, for any batch size, and any length that the model takes.
+
+    Raises:
+        InputError: the model cannot be traced.
+    """
+    inputs = _example(model, batch_size=2, length=min(16, longest(model)))
+    shapes = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in inputs}
+    try:
+        with torch.no_grad():
+            return torch.export.export(_Fields(model.eval()), (), inputs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # what a model's code makes the tracer raise is of any kind
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{type(model).__name__} cannot be exported: {reason}") from error
+
+
+def largest_difference(program: ExportedProgram, model: Any) -> dict[str, float]:
+    """Run the program and the model on random tokens, padded, short and as long as the model takes up to 2,048.
+
+    Args:
+        program: what `export_program` made.
+        model: the model it was made of.
+
+    Returns:
+        The largest difference in any output, by shape of the input.
+    """
+    limit = min(2048, longest(model))
+    shapes = sorted({(1, min(3, limit)), (3, min(40, limit)), (2, limit)})
+    run, fields = program.module(), _Fields(model.eval())
+    found = {}
+    for batch_size, length in shapes:
+        inputs = _example(model, batch_size=batch_size, length=length)
+        with torch.no_grad():
+            mine, truth = run(**inputs), fields(**inputs)
+        differences = [(mine[name] - truth[name]).abs().max().item() for name in truth]
+        found[f"{batch_size}x{length}"] = max(differences)
+    return found
+
+
+def longest(model: Any) -> int:
+    """Return the most tokens that a model takes, by its configuration; 512 where it does not say."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 512)
+
+
+def _example(model: Any, *, batch_size: int, length: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(_SEED)
+    ids = torch.randint(0, int(model.config.vocab_size), (batch_size, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[-1, max(1, length - length // 4) :] = 0
+    return {"input_ids": ids, "attention_mask": mask}

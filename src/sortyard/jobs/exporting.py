@@ -1,0 +1,87 @@
+"""A finished model into a folder for others: an ordinary Hugging Face folder, or a traced program."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from sortyard.durable import aside_of, publish
+from sortyard.errors import InputError
+from sortyard.jobs.display import Display
+from sortyard.jobs.folders import check_free, model_folder, next_folder
+
+Form = Literal["huggingface", "torch"]
+PROGRAM, ACCOUNT = "model.pt2", "export.json"
+TOLERANCE = 1e-4
+WEIGHTS = "*.safetensors*"  # and their index
+
+
+def export_to_folder(source: Path, *, form: Form, out: Path | None, display: Display) -> dict[str, Any]:
+    """Write the model of a run, or of a folder, for use elsewhere.
+
+    Args:
+        source: A run's folder, a demo's, or a model's.
+        form: "huggingface" copies configuration, weights and tokenizer; "torch" writes a program of torch.export
+            in place of the weights, checked against the model.
+        out: The folder to write; None takes the next free `runs/NAME-FORMAT-0001`.
+        display: Told what is being done.
+
+    Returns:
+        JSON values: the folder, its files, and for a program how far it is from the model.
+
+    Raises:
+        InputError: There is no model, it does not load or cannot be traced, or the folder is taken.
+        RuntimeError: The program does not compute what the model does.
+    """
+    folder = model_folder(source)
+    path = out if out is not None else next_folder(f"{source.resolve().name}-{form}")
+    check_free(path)
+    aside = aside_of(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    left_out = shutil.ignore_patterns(WEIGHTS) if form == "torch" else None
+    shutil.copytree(folder, aside, ignore=left_out)
+    try:
+        found = _write_program(folder, aside=aside, display=display) if form == "torch" else {}
+        if path.exists():  # and is empty
+            path.rmdir()
+        publish(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    files = sorted(file.name for file in path.iterdir())
+    return {"folder": str(path), "format": form, "files": files, **found}
+
+
+def _write_program(folder: Path, *, aside: Path, display: Display) -> dict[str, Any]:
+    import torch
+
+    from sortyard.interop.exporting import export_program, largest_difference
+
+    model = _load(folder)
+    display.say(f"tracing   {type(model).__name__}")
+    program = export_program(model)
+    differences = largest_difference(program, model)
+    worst = max(differences.values())
+    if not worst <= TOLERANCE:
+        raise RuntimeError(f"the program is {worst:.1e} away from the model; nothing is written")
+    torch.export.save(program, aside / PROGRAM)
+    account = {"program": PROGRAM, "largest_difference": differences, "torch": torch.__version__}
+    (aside / ACCOUNT).write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
+    return account
+
+
+def _load(folder: Path) -> Any:
+    import transformers
+
+    from sortyard.model import heads, modeling
+
+    names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    name = names[0] if names else None
+    kind = next(
+        (getattr(home, str(name)) for home in (heads, modeling, transformers) if hasattr(home, str(name))), None
+    )
+    if kind is None:
+        raise InputError(f"{folder}: config.json names the architecture {name!r}, which is not known here")
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+    except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
+        raise InputError(f"{folder}: the model does not load ({error})") from error
