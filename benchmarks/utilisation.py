@@ -123,6 +123,8 @@ def collect(run: Path) -> dict[str, Any]:
     routing = json.loads((run / "eval" / "routing.json").read_text())
     for layer in routing["layers"]:  # `sortyard report` shows these; here they would be most of the file
         del layer["top_tokens"], layer["co_activation"]
+    for domain in routing["domains"]:
+        del domain["source"]  # a path of this machine
     trained, held_out = (lines_of(run, kind)[-1] for kind in ("train", "eval"))
     return {"utilisation": routing["headline"], "held_out": held_out, "trained": trained, "routing": routing}
 
