@@ -171,7 +171,7 @@ def test_operators_are_sound(dtype):
         leaf.requires_grad_()
     weights = draw(N, K, dtype=dtype).requires_grad_()
     options = ("silu", True)
-    kept_rows = num_kept(x, choices(), nets["up"])
+    kept_rows = num_kept(choices(), nets["up"])
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(
         operator.expert_mlp, (x, choices(), weights, *nets.values(), *options, kept_rows), test_utils=checks
@@ -191,7 +191,7 @@ def test_batches_cover_every_slot_once_within_the_bound(rounded, skew):
         drawn = torch.rand(num_tokens, K, generator=generator) ** (1 + skew) * (num_experts + 2)
         experts = drawn.long().clamp(max=num_experts)
         order = sort_batches(experts, num_experts=num_experts, rounded=rounded, alone_from=1000)
-        assert order.num_rows <= max_rows(experts.numel(), num_experts=num_experts, rounded=rounded)
+        assert order.num_rows <= max_rows(experts.numel(), num_experts=num_experts)
         assert [number for batch in order.batches for number in range(num_experts)[batch.experts]] == [
             *range(num_experts)
         ]
@@ -209,18 +209,18 @@ def test_batches_cover_every_slot_once_within_the_bound(rounded, skew):
         assert order.places[slots].unique().numel() == slots.sum()
 
 
-def test_even_experts_are_few_batches_and_a_crowded_one_is_alone():
-    even = torch.arange(64).repeat(32)[:, None]
-    assert [
-        batch.num_experts for batch in sort_batches(even, num_experts=64, rounded=False, alone_from=1000).batches
-    ] == [64]
-    crowded = torch.cat([even, torch.full((5000, 1), 7)])
-    alone = [
-        batch
-        for batch in sort_batches(crowded, num_experts=64, rounded=False, alone_from=1000).batches
-        if batch.size > 32
-    ]
-    assert [(batch.experts.start, batch.num_experts, batch.size) for batch in alone] == [(7, 1, 5032)]
+def batches_of(experts: Tensor) -> list[tuple[int, int, int]]:
+    """First expert, number of experts and rows of each, of every batch."""
+    order = sort_batches(experts[:, None], num_experts=64, rounded=False, alone_from=1000)
+    return [(batch.experts.start, batch.num_experts, batch.size) for batch in order.batches]
+
+
+def test_even_experts_and_little_work_are_one_batch_and_a_crowded_expert_is_alone():
+    even = torch.arange(64).repeat(32)
+    assert batches_of(even) == [(0, 64, 32)]
+    assert batches_of(torch.tensor([3, 3, 40])) == [(0, 64, 2)]
+    crowded = torch.cat([even, torch.full((5000,), 7)])
+    assert [batch for batch in batches_of(crowded) if batch[2] > 32] == [(7, 1, 5032)]
 
 
 def test_rounded_batches_have_few_sizes():

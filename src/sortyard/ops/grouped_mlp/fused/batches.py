@@ -9,7 +9,7 @@ from torch import Tensor
 
 # In rounded batches, 16 sizes an octave, and multiples of 8.
 _STEP, _SIZES_BITS = 8, 4
-# Padding in a batch of several experts: at most one row for so many real ones.
+# Padding in a batch of several experts: at most one row for so many real ones; `_STEP` rows an expert are always fine.
 _REAL_PER_PADDING = 3
 # Larger batches would only need more memory.
 _MAX_ROWS = 4096
@@ -66,7 +66,7 @@ def sort_batches(experts: Int[Tensor, "N k"], *, num_experts: int, rounded: bool
     Args:
         experts: expert of each slot; `num_experts` or more where nobody's.
         num_experts: number of experts E.
-        rounded: whether the rows of an expert are rounded up to few different numbers (see `max_rows`).
+        rounded: whether the rows of an expert are rounded up to few different numbers.
         alone_from: rows from which an expert keeps all threads busy and is a batch of its own.
 
     Returns:
@@ -90,18 +90,17 @@ def sort_batches(experts: Int[Tensor, "N k"], *, num_experts: int, rounded: bool
     return Batches(batches, places.view_as(experts), tokens[:num_rows], num_rows)
 
 
-def max_rows(num_slots: int | torch.SymInt, *, num_experts: int, rounded: bool) -> int | torch.SymInt:
+def max_rows(num_slots: int | torch.SymInt, *, num_experts: int) -> int | torch.SymInt:
     """Bound the rows of all batches from above, whatever the routing is.
 
     Args:
         num_slots: slots N * k; a symbol while a compiler traces shapes it does not know.
         num_experts: number of experts E.
-        rounded: as for `sort_batches`.
 
     Returns:
         The bound.
     """
-    return num_slots + num_slots // _REAL_PER_PADDING + (_STEP * num_experts if rounded else 0)
+    return num_slots + num_slots // _REAL_PER_PADDING + _STEP * num_experts
 
 
 def _plan(counts: Sequence[int], *, rounded: bool, alone_from: int) -> Iterator[Batch]:
@@ -113,8 +112,8 @@ def _plan(counts: Sequence[int], *, rounded: bool, alone_from: int) -> Iterator[
         size = max(counts[first:end])
         size = _round_up(size) if rounded else size
         rows, real = size * (end - first), sum(counts[first:end])
-        worth_it = size < alone_from and rows <= min(_MAX_ROWS, real + real // _REAL_PER_PADDING)
-        if worth_it or end - first == 1:
+        is_little = size <= _STEP or rows <= real + real // _REAL_PER_PADDING
+        if end - first == 1 or (is_little and size < alone_from and rows <= _MAX_ROWS):
             yield Batch(slice(first, end), slice(row, row + rows), size)
             row += rows
         else:

@@ -58,9 +58,9 @@ def sort_by_expert(experts: Int[Tensor, "N k"], net: Net, *, dtype: torch.dtype)
     return sort_batches(experts, num_experts=num_experts, rounded=rounds_rows(dtype), alone_from=alone_from)
 
 
-def num_kept(x: Float[Tensor, "N D"], experts: Int[Tensor, "N k"], up: Float[Tensor, "E up D"]) -> int | torch.SymInt:
+def num_kept(experts: Int[Tensor, "N k"], up: Float[Tensor, "E up D"]) -> int | torch.SymInt:
     """Bound the rows of inner values that forward keeps for backward."""
-    return max_rows(experts.numel(), num_experts=len(up), rounded=rounds_rows(x.dtype))
+    return max_rows(experts.numel(), num_experts=len(up))
 
 
 def run_forward(
