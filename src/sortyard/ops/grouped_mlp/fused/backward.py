@@ -178,7 +178,8 @@ def _through_down(
         # <g, down a + b> = <g down, a> + <g, b>: the outputs need not be kept.
         along = torch.linalg.vecdot(grad_activated, activated)
         if net.down_bias is not None:
-            along += (grads @ net.down_bias[chosen].to(grads.dtype).unsqueeze(-1)).squeeze(-1)
+            bias = net.down_bias[chosen].to(grads.dtype).unsqueeze(-1)
+            along = along.unsqueeze(-1).baddbmm(grads, bias).squeeze(-1)
         rows.along[batch.rows] = along.flatten()
     if needs.down or needs.down_bias:
         grads.mul_(weights)

@@ -81,9 +81,10 @@ def linear_into(
         weight: matrices of any floating type.
         bias: their biases, or None.
     """
-    multiply_into(out, rows, weight.transpose(1, 2))
-    if bias is not None:
-        out.add_(bias.to(rows.dtype).unsqueeze(1))
+    if bias is None:
+        multiply_into(out, rows, weight.transpose(1, 2))
+    else:  # in one step: half types are rounded once
+        torch.baddbmm(bias.to(rows.dtype).unsqueeze(1), rows, weight.transpose(1, 2).to(rows.dtype), out=out)
 
 
 def new_copies(like: Float[Tensor, "N D"], order: Batches) -> Float[Tensor, "rows1 D"]:
