@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sortyard.errors import InputError
 from sortyard.interop import export_program
+from sortyard.interop.exporting import largest_difference
 from tests.interop.dense_families import random_model
 from tests.interop.saved import TEXTS
 
@@ -40,7 +41,9 @@ def compare_dense(family: str) -> None:
     ids = torch.arange(2 * 9).reshape(2, 9) + 3
     with torch.no_grad():
         wanted = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    found = export_program(model).module()(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"]
+    program = export_program(model)
+    assert max(largest_difference(program, model).values()) < 1e-5  # up to the longest sequence that it takes
+    found = program.module()(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"]
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
@@ -54,6 +57,6 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     for changes in KINDS:
         compare(folder, changes)
-    for family in ("bert", "modernbert"):
+    for family in ("bert", "roberta", "modernbert"):
         compare_dense(family)
     refuse_statistics(folder)

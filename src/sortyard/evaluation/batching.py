@@ -94,13 +94,13 @@ def _windows(
         yield window, _encode(tokenizer, window=window, max_length=max_length)
 
 
-def position_limit(model: Any, *, tokenizer: Any) -> int | None:
+def position_limit(model: Any, *, tokenizer: Any | None = None) -> int | None:
     """Return the most tokens a sequence may have: the smaller of what tokenizer and position table allow, or None.
 
     Tokenizers that know no limit report a huge number. RoBERTa's family starts its positions after the padding
     index, so its table holds that many fewer.
     """
-    limits = [tokenizer.model_max_length] if tokenizer.model_max_length < 10**9 else []
+    limits = [tokenizer.model_max_length] if tokenizer is not None and tokenizer.model_max_length < 10**9 else []
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             offset = 0 if module.padding_idx is None else module.padding_idx + 1

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from sortyard.errors import InputError
+from sortyard.evaluation.batching import position_limit
 
 _SEED = 0
+_LONGEST = 2048  # tokens of a row to compare at
 
 
 class _Fields(nn.Module):
@@ -39,7 +41,7 @@ def export_program(model: Any) -> ExportedProgram:
     Raises:
         InputError: the model cannot be traced.
     """
-    inputs = _example(model, batch_size=2, length=min(16, longest(model)))
+    inputs = _example(model, batch_size=2, length=min(16, _longest(model)))
     shapes = {name: {0: Dim.DYNAMIC, 1: Dim.DYNAMIC} for name in inputs}
     try:
         with torch.no_grad():
@@ -59,7 +61,7 @@ def largest_difference(program: ExportedProgram, model: Any) -> dict[str, float]
     Returns:
         The largest difference in any output, by shape of the input.
     """
-    limit = min(2048, longest(model))
+    limit = _longest(model)
     shapes = sorted({(1, min(3, limit)), (3, min(40, limit)), (2, limit)})
     run, fields = program.module(), _Fields(model.eval())
     found = {}
@@ -72,9 +74,8 @@ def largest_difference(program: ExportedProgram, model: Any) -> dict[str, float]
     return found
 
 
-def longest(model: Any) -> int:
-    """Return the most tokens that a model takes, by its configuration; 512 where it does not say."""
-    return int(getattr(model.config, "max_position_embeddings", None) or 512)
+def _longest(model: Any) -> int:
+    return min(_LONGEST, position_limit(model) or _LONGEST)
 
 
 def _example(model: Any, *, batch_size: int, length: int) -> dict[str, Tensor]:

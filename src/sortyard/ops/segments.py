@@ -47,7 +47,7 @@ def make_segments(
     cu_seqlens: Int[Tensor, " boundaries"] | None = None,
     device: torch.device | str,
 ) -> Segments:
-    """Find the sequences of a batch; the lengths come to the host here and nowhere else.
+    """Find the sequences of a batch; the lengths come to the host here, but not while a graph is traced.
 
     Args:
         batch_size: Rows B, at least 0.
@@ -89,13 +89,11 @@ def make_segments(
     positions = torch.where(real, positions, 0).view(batch_size, length)
     if torch.compiler.is_compiling():
         return Segments(batch_size, length, (), index[:0], ids, positions, is_trivial=False, is_traced=True)
-    lengths = tuple(n for n in counts.tolist() if n > 0)
-    is_trivial = lengths == (length,) * batch_size
-    return Segments(batch_size, length, lengths, real.nonzero()[:, 0], ids, positions, is_trivial)
+    return restore_segments(ids, positions)
 
 
 def restore_segments(ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> Segments:
-    """Build the segments from their tensors again, inside of an operator that a graph calls.
+    """Build the segments from their tensors; operators that a graph calls do it again when they run.
 
     Args:
         ids: Number of the sequence a position belongs to; -1 at pads.

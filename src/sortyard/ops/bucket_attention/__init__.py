@@ -11,7 +11,7 @@ from sortyard.ops.bucket_attention.compiled import compiled_tree_attention
 from sortyard.ops.bucket_attention.dense import dense_attention
 from sortyard.ops.bucket_attention.groups import Group, make_groups, scatter_groups
 from sortyard.ops.bucket_attention.inputs import check_inputs
-from sortyard.ops.bucket_attention.operator import call_operator, set_attention
+from sortyard.ops.bucket_attention.operator import call_operator
 from sortyard.ops.bucket_attention.reference import attend_relation, reference_relation
 from sortyard.ops.bucket_attention.relation import bucket_relation
 from sortyard.ops.bucket_attention.relation_value import BucketRelation, relation_sparsity
@@ -23,7 +23,6 @@ from sortyard.ops.bucket_attention.weights import bucket_weights, dense_weights
 from sortyard.ops.segments import Segments, find_segments, make_segments
 
 
-@set_attention
 def bucket_attention(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B H T K"],

@@ -1,7 +1,6 @@
 """Bucket attention as one operator, for graphs: opaque to what traces them, as the choice of keys follows the data."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -9,15 +8,6 @@ from torch import Tensor
 
 from sortyard.ops.bucket_attention.spec import BucketSpec
 from sortyard.ops.segments import Segments, restore_segments
-
-Attend = Callable[..., Tensor]
-_attend: list[Attend] = []
-
-
-def set_attention(attend: Attend) -> Attend:
-    """Say what the operator runs: `bucket_attention`, which calls the operator and is therefore not imported here."""
-    _attend[:] = [attend]
-    return attend
 
 
 @torch.library.custom_op("sortyard::bucket_attention", mutates_args=())
@@ -33,7 +23,9 @@ def bucket_attention_operator(
     backend: str | None,
 ) -> Tensor:
     """Outputs [B, H, T, K]; `ids` and `positions` are those of the segments, `spec` is the specification as JSON."""
-    out = _attend[0](
+    from sortyard.ops.bucket_attention import bucket_attention  # which calls this operator
+
+    out = bucket_attention(
         q,
         k,
         v,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sortyard.ops.expert_dispatch import Routing
 from sortyard.ops.grouped_mlp.activations import check_activation
-from sortyard.ops.grouped_mlp.fused.forward import num_kept
+from sortyard.ops.grouped_mlp.fused.batches import max_rows
 from sortyard.ops.grouped_mlp.fused.operator import expert_mlp
 
 
@@ -25,7 +25,7 @@ def fused_mlp(
     check_activation(activation)
     operands = (x, routing.weights, up, down, up_bias, down_bias)
     keep = torch.is_grad_enabled() and any(operand is not None and operand.requires_grad for operand in operands)
-    kept_rows = num_kept(routing.experts, up) if keep else None
+    kept_rows = max_rows(routing.experts.numel(), num_experts=len(up)) if keep else None
     out: Tensor
     out, _ = expert_mlp(
         x.contiguous(), routing.experts, routing.weights, up, down, up_bias, down_bias, activation, gated, kept_rows

@@ -50,7 +50,7 @@ class _Rows(NamedTuple):
     """What all batches read and write, row by row, and scratch memory for the largest of them.
 
     Attributes:
-        x: token vectors, and a row of zeros.
+        x: token vectors, and a row of zeros; only where the inward matrices get a gradient.
         grad: gradient of the outputs, and a row of zeros.
         weights: weight of each row; 0 for padding.
         along: <g, o> of each row, the gradient of its weight; a last element for nobody's slots.
@@ -145,7 +145,7 @@ def _new_rows(
     # A gated expert's inner values are wider than its activated ones; otherwise one gradient replaces the other.
     activated, grad_activated = x.new_empty(order.longest, inner), x.new_empty(order.longest, inner)
     return _Rows(
-        with_zero_row(x),
+        with_zero_row(x) if needs.up else x.new_empty(0, hidden),
         with_zero_row(grad),
         weight_of[: order.num_rows],
         x.new_zeros(order.num_rows + 1),

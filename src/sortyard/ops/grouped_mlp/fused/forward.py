@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sortyard.ops.grouped_mlp.activations import activate_into
-from sortyard.ops.grouped_mlp.fused.batches import Batches, max_rows, sort_batches
+from sortyard.ops.grouped_mlp.fused.batches import Batches, sort_batches
 from sortyard.ops.grouped_mlp.fused.rows import (
     by_expert,
     combine_copies,
@@ -58,11 +58,6 @@ def sort_by_expert(experts: Int[Tensor, "N k"], net: Net, *, dtype: torch.dtype)
     return sort_batches(experts, num_experts=num_experts, rounded=rounds_rows(dtype), alone_from=alone_from)
 
 
-def num_kept(experts: Int[Tensor, "N k"], up: Float[Tensor, "E up D"]) -> int | torch.SymInt:
-    """Bound the rows of inner values that forward keeps for backward."""
-    return max_rows(experts.numel(), num_experts=len(up))
-
-
 def run_forward(
     x: Float[Tensor, "N D"],
     experts: Int[Tensor, "N k"],
@@ -78,7 +73,7 @@ def run_forward(
         experts: expert of each slot; E where nobody's.
         weights: weight of each slot.
         net: the experts.
-        kept_rows: where backward will follow, what `num_kept` says.
+        kept_rows: where backward will follow, what `max_rows` says.
 
     Returns:
         The outputs, and the inner values, before activation, that backward reads: `kept_rows` of them, of which those
