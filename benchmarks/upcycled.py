@@ -46,7 +46,7 @@ MODELS: dict[str, dict[str, Sequence[str]]] = {
 LOOP = ("finetune.schedule.name=linear", "finetune.loop.num_threads=1", "finetune.loop.precision=bf16")
 OPTIONS: dict[str, Sequence[str]] = {
     "sst2": ("finetune.loop.epochs=1", "finetune.loop.micro_batch_size=32", "finetune.optimizer.lr=5e-5", *LOOP),
-    "reviews": ("finetune.loop.epochs=2", "finetune.loop.micro_batch_size=8", "finetune.optimizer.lr=5e-5", *LOOP),
+    "reviews": ("finetune.loop.epochs=1", "finetune.loop.micro_batch_size=8", "finetune.optimizer.lr=5e-5", *LOOP),
 }
 LONG_REVIEW = 768  # tokens: only longer reviews are taken
 ADAPTED_ON = 4_000_000  # characters of unlabelled reviews

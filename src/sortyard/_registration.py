@@ -10,6 +10,11 @@ from typing import Any
 
 CONFIGURATION = "transformers.models.auto.configuration_auto"
 MODELING = "transformers.models.auto.modeling_auto"
+# What stands last in the modules that register the models at their own ends.
+_LAST_NAMES = {
+    "sortyard.model.modeling": "SortyardModel",
+    "sortyard.model.heads": "SortyardForQuestionAnswering",
+}
 
 
 def register_auto_classes() -> None:
@@ -32,14 +37,15 @@ def _register(auto_module: str) -> None:
 
 
 def register_models() -> None:
-    """Register every model with the Auto classes, if those are loaded; `sortyard.model.heads` calls it at its end."""
+    """Register every model with the Auto classes, if those are loaded.
+
+    Importing a part of the model may load the Auto classes halfway through; `sortyard.model.modeling` and
+    `sortyard.model.heads` therefore call this again at their ends.
+    """
     module = sys.modules.get(MODELING)
-    if module is None:
+    if module is None or _is_model_half_imported():
         return
     from sortyard.model import heads
-
-    if not hasattr(heads, "SortyardForQuestionAnswering"):  # heads is being imported, and loaded the Auto classes
-        return
     from sortyard.model.configuration import SortyardConfig
     from sortyard.model.modeling import SortyardModel
 
@@ -53,6 +59,16 @@ def register_models() -> None:
     }
     for name, model in models.items():
         getattr(module, name).register(SortyardConfig, model, exist_ok=True)
+
+
+def _is_model_half_imported() -> bool:
+    for name, module in list(sys.modules.items()):
+        if name in _LAST_NAMES:
+            if not hasattr(module, _LAST_NAMES[name]):
+                return True
+        elif name.startswith("sortyard.model.") and getattr(module.__spec__, "_initializing", False):
+            return True
+    return False
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

@@ -4,6 +4,8 @@ import dataclasses
 import subprocess
 import sys
 
+import pytest
+
 from sortyard.model.configuration import SortyardConfig
 from sortyard.model.options import ModelOptions
 
@@ -44,3 +46,16 @@ print(type(AutoModel.from_config(config)).__name__)
 """
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "SortyardModel"
+
+
+@pytest.mark.parametrize("first", ["sortyard.model.modeling", "sortyard.model.block"])
+def test_any_part_of_the_model_may_be_imported_first(first):
+    code = f"""
+import {first}
+from sortyard.model.modeling import SortyardModel
+from transformers import AutoConfig, AutoModelForMaskedLM
+config = AutoConfig.for_model("sortyard", vocab_size=20, hidden_size=16, num_hidden_layers=1)
+print(type(AutoModelForMaskedLM.from_config(config)).__name__)
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "SortyardForMaskedLM"

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sortyard.cli.bench_encoder import encoder
 from sortyard.cli.bench_values import (
     DIRECTIONS,
     DTYPES,
@@ -150,6 +151,9 @@ def experts(
     if result.summary["wrong"]:
         output.say(f"error: wrong results, not timed: {', '.join(result.summary['wrong'])}")
         raise typer.Exit(1)
+
+
+app.command("encoder")(encoder)
 
 
 @app.command("dynamic-buckets")

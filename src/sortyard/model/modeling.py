@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
+from sortyard._registration import register_models
 from sortyard.model.attention.layer import SelfAttention
 from sortyard.model.configuration import SortyardConfig
 from sortyard.model.embeddings import Embeddings
@@ -196,3 +197,6 @@ def _segments(inputs_embeds: Tensor, attention_mask: Tensor | None, cu_seqlens: 
         cu_seqlens=cu_seqlens,
         device=inputs_embeds.device,
     )
+
+
+register_models()

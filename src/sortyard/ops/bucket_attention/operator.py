@@ -69,8 +69,12 @@ def call_operator(
     Returns:
         Outputs, without a gradient.
     """
-    text = json.dumps(asdict(spec))
     out: Tensor = bucket_attention_operator(
-        q, k, v, segments.ids, segments.positions, global_tokens, text, causal, backend
+        q, k, v, segments.ids, segments.positions, global_tokens, _as_text(spec), causal, backend
     )
     return out
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers cannot look into json
+def _as_text(spec: BucketSpec) -> str:
+    return json.dumps(asdict(spec))
