@@ -1,6 +1,8 @@
 """The predictor beside transformers' own pipeline, and what it refuses."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from transformers import BertModel, pipeline
 from sortyard.errors import InputError
 from sortyard.interop import Prediction, Predictor
 from tests.evaluation.tiny import make_bert, make_texts, make_tokenizer
+from tests.interop.saved import save as save_sortyard
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,24 @@ def test_half_precision(folder: Path) -> None:
     (found,) = Predictor.from_pretrained(folder, precision="bf16").predict(["w1 w2 w3"])
     (exact,) = Predictor.from_pretrained(folder).predict(["w1 w2 w3"])
     assert found.logits == pytest.approx(exact.logits, abs=0.2)
+
+
+def test_without_a_compiler_nothing_is_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="no-such-compiler"):
+        Predictor.from_pretrained(folder, compiled=True)
+
+
+@pytest.mark.slow
+def test_compiled_answers_are_the_same_from_a_few_graphs(tmp_path: Path) -> None:
+    save_sortyard("sequence_classification", tmp_path)
+    words = [sys.executable, "-m", "tests.interop.compiled_predictions", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-3000:]
+    difference, graphs, breaks = done.stdout.split()
+    assert float(difference) < 1e-5
+    assert int(graphs) <= 6
+    assert int(breaks) == 0
 
 
 def absent(folder: Path) -> Path:

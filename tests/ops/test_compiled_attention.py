@@ -266,7 +266,7 @@ def test_a_compiler_with_arguments(fresh: pytest.MonkeyPatch) -> None:
     fresh.setenv("CXX", "no-such-compiler -O1")
     assert "no-such-compiler -O1" in str(why_not())
     fresh.setenv("CXX", "env c++")
-    assert library._find_compiler()[1:] == ("c++",)
+    assert library.find_compiler()[1:] == ("c++",)
 
 
 def test_no_compiler_means_plain_torch(fresh: pytest.MonkeyPatch) -> None:
@@ -296,7 +296,7 @@ def test_a_cache_that_cannot_be_written_means_plain_torch(fresh: pytest.MonkeyPa
 
 @needs_kernels
 def test_a_damaged_build_is_named(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path = library._cached_path(library._find_compiler())
+    path = library._cached_path(library.find_compiler())
     path.write_bytes(b"not a library")
     path.chmod(0o700)
     assert choose_backend() == "cpu"

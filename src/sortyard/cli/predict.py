@@ -40,6 +40,9 @@ def predict(
         Literal["fp32", "bf16", "fp16"],
         typer.Option("--precision", help="Number format of weights and products; bf16 is fast where it is known."),
     ] = "fp32",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model first, which takes a minute or two: for long work.")
+    ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an --output that was interrupted; give the same input.")
     ] = False,
@@ -55,7 +58,7 @@ def predict(
     if path is None and resume:
         raise InputError("--resume needs --output FILE: what went to standard output is not known here")
     inputs = read_inputs(source, text_column=text_column, pair_column=pair_column)
-    predictor = open_predictor(Path(run), device=device, precision=precision)
+    predictor = open_predictor(Path(run), device=device, precision=precision, compiled=compiled)
     begun = take_up(aside_of(path), inputs) if path is not None and resume else 0
     if begun:
         output.say(f"{begun:,} predictions are there already")

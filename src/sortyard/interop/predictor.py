@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import sortyard  # noqa: F401  (registers the Auto classes)
 from sortyard.errors import InputError
 from sortyard.evaluation.batching import TextOrPair, position_limit, sequence_logits
+from sortyard.evaluation.compiling import compile_model
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,20 +57,23 @@ class Predictor:
         self.problem = _problem_of(model.config)
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, *, device: str = "cpu", precision: Precision = "fp32") -> Self:
+    def from_pretrained(
+        cls, folder: Path | str, *, device: str = "cpu", precision: Precision = "fp32", compiled: bool = False
+    ) -> Self:
         """Load a model folder from the disk; nothing is fetched.
 
         Args:
             folder: a run's `model` folder, or any folder that `save_pretrained` wrote with its tokenizer.
             device: `cpu`, `cuda` or `cuda:N`.
             precision: number format of the weights and the matrix products.
+            compiled: run the model under `torch.compile`, for long work: the first batches take a minute or so.
 
         Returns:
             The predictor, in evaluation mode.
 
         Raises:
             InputError: the folder is missing, is no model, has no trained sequence-classification head or no
-                tokenizer that fits it, or the device or precision is not there.
+                tokenizer that fits it, or the device, the precision or a compiler is not there.
         """
         path = Path(folder)
         _check_folder(path)
@@ -89,7 +93,8 @@ class Predictor:
             missing = ", ".join(sorted(info["missing_keys"])[:3])
             raise InputError(f"{path}: weights are missing ({missing}); save the fine-tuned model again")
         check_vocabulary(model, tokenizer=tokenizer, where=str(path))
-        return cls(model.to(device), tokenizer=tokenizer)
+        model = model.to(device).eval()
+        return cls(compile_model(model) if compiled else model, tokenizer=tokenizer)
 
     def predict(
         self, texts: Iterable[TextOrPair], *, batch_size: int | None = None, tokens_per_batch: int | None = None

@@ -21,7 +21,7 @@ Input = str | tuple[str, str]
 Columns = tuple[str, str | None]
 
 
-def open_predictor(source: Path, *, device: str, precision: "Precision") -> "Predictor":
+def open_predictor(source: Path, *, device: str, precision: "Precision", compiled: bool) -> "Predictor":
     """Loads the model of a run, of a demo, or of a model's folder.
 
     Raises:
@@ -30,7 +30,7 @@ def open_predictor(source: Path, *, device: str, precision: "Precision") -> "Pre
     folder = model_folder(source)  # before torch is loaded: a wrong path is told at once
     from sortyard.interop.predictor import Predictor
 
-    return Predictor.from_pretrained(folder, device=device, precision=precision)
+    return Predictor.from_pretrained(folder, device=device, precision=precision, compiled=compiled)
 
 
 def read_inputs(source: str, *, text_column: str, pair_column: str | None) -> Iterator[Input]:

@@ -40,7 +40,7 @@ def load_library() -> ctypes.CDLL:
         BuildError: no compiler, one that cannot build them, or a file that is not to be trusted or does not load.
     """
     _first_process()
-    compiler = _find_compiler()
+    compiler = find_compiler()
     path = _cached_path(compiler)
     if not path.exists():
         _build(compiler, path)
@@ -73,7 +73,12 @@ def _first_process() -> int:
     return os.getpid()
 
 
-def _find_compiler() -> tuple[str, ...]:
+def find_compiler() -> tuple[str, ...]:
+    """Return the C++ compiler's path, and the words that CXX adds.
+
+    Raises:
+        BuildError: There is none.
+    """
     asked = os.environ.get("CXX")
     for words in [shlex.split(asked)] if asked else [[name] for name in _COMPILERS]:
         found = shutil.which(words[0]) if words else None
