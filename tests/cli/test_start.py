@@ -10,7 +10,7 @@ from sortyard.cli import main as entry
 
 VERBS = (
     *("demo", "doctor", "recipes", "new", "config", "data", "pretrain", "finetune", "resume", "eval", "predict"),
-    *("export", "report", "bench", "upcycle", "adapt", "study"),
+    *("export", "push", "report", "bench", "upcycle", "adapt", "study"),
 )
 
 CPU_OF_HELP = """

@@ -1,13 +1,17 @@
 """A saved model in the tools that people have: Trainer, PEFT, sentence-transformers, remote code, shards."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError
 from peft import LoraConfig, PeftModel, get_peft_model
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -131,6 +135,24 @@ def test_shards_hold_the_same_model(encoder, tmp_path):
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
     assert torch.equal(logits_of(AutoModelForMaskedLM.from_pretrained(tmp_path), encoder), logits_of(model, encoder))
+
+
+def test_push_to_hub_of_transformers_uploads_the_model(encoder, tmp_path, monkeypatch):
+    def commit(self, *, repo_id, operations, **_):
+        for operation in operations:
+            shutil.copy(operation.path_or_fileobj, tmp_path / operation.path_in_repo)
+
+    def no_card(*_, **__):
+        raise EntryNotFoundError("none there yet")
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(HfApi, "create_commit", commit)
+    monkeypatch.setattr(ModelCard, "load", no_card)
+    model = AutoModelForMaskedLM.from_pretrained(encoder)
+    model.push_to_hub("me/sparse")
+    AutoTokenizer.from_pretrained(encoder).push_to_hub("me/sparse")
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in tmp_path.iterdir()}
+    assert torch.equal(logits_of(AutoModelForMaskedLM.from_pretrained(tmp_path), tmp_path), logits_of(model, encoder))
 
 
 def test_a_folder_with_code_needs_no_import_and_says_what_to_install(encoder, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from sortyard.cli import (
     new,
     predict,
     pretrain,
+    push,
     recipes,
     report,
     resume,
@@ -62,6 +63,7 @@ app.command("resume", rich_help_panel=TRAIN)(resume.resume)
 app.command("eval", rich_help_panel=USE)(evaluate.evaluate)
 app.command("predict", rich_help_panel=USE)(predict.predict)
 app.command("export", rich_help_panel=USE)(export.export)
+app.command("push", rich_help_panel=USE)(push.push)
 app.command("report", rich_help_panel=USE)(report.report)
 app.add_typer(bench.app, name="bench", rich_help_panel=USE)
 app.add_typer(study.app, name="study", rich_help_panel=USE)

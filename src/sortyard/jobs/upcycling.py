@@ -50,7 +50,8 @@ def upcycle_to_folder(source: str, *, settings: Tree, out: Path | None, display:
     upcycled = upcycle_checkpoint(checkpoint, options=options, token_ids=special_ids(tokenizer))
     display.say(f"sparse    {type(upcycled.model).__name__}, {_millions(upcycled.model)} parameters")
     difference = _checked_difference(upcycled)
-    account = upcycled.report.as_dict() | {"largest_difference": difference}
+    hub_name = None if Path(source).expanduser().exists() else source
+    account = upcycled.report.as_dict() | {"base_model": hub_name, "largest_difference": difference}
     _write(upcycled, tokenizer=_fitted(tokenizer, model=upcycled.model), account=account, path=path)
     return {"folder": path, "architecture": type(upcycled.model).__name__, **account}
 

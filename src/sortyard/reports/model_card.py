@@ -5,19 +5,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sortyard.durable import replace_bytes
+from sortyard.evaluation.cost import ParameterCounts
+from sortyard.reports.card_metadata import LOCAL, Release, front_matter, is_own
 from sortyard.reports.headline import facts, headline
+from sortyard.reports.origin import base_model
 from sortyard.reports.run_data import Evaluation, Phase, RunData, read_run
 from sortyard.reports.wording import count, metric_name, metric_value
 
-PIPELINES = {
-    "ForSequenceClassification": "text-classification",
-    "ForMaskedLM": "fill-mask",
-    "ForCausalLM": "text-generation",
-}
 RETURNED = {
     "ForSequenceClassification": "logits",
     "ForTokenClassification": "logits",
@@ -56,88 +53,87 @@ def write_model_card(run: Path) -> Path:
     return data.path / "README.md"
 
 
-def render_model_card(data: RunData) -> str:
-    """Return the card's Markdown."""
-    final = data.final
-    evaluation = next((one for one in final.evaluations if "metrics" in one.result), None)
-    # Markdown, not HTML: values are reduced to one line and their special characters escaped by `_inline` instead.
+def render_model_card(data: RunData, *, release: Release = LOCAL) -> str:
+    """Return the card's Markdown.
+
+    Args:
+        data: what the run has measured.
+        release: where the model is to be found, and what the run does not know of it.
+    """
+    final, recipe = data.final, data.final.settings
+    evaluation = _evaluation(final)
+    origin = release.base_model or base_model(final.path / "model")
+    return render_template(
+        front_matter=front_matter(
+            name=_name(data),
+            architecture=final.architecture,
+            base_model=origin,
+            evaluation=evaluation,
+            release=release,
+        ),
+        title=inline(_name(data)),
+        summary=_summary(final, evaluation=evaluation),
+        source="the run",
+        snippet=snippet(final.architecture, place=release.place),
+        results=_results(evaluation) if evaluation else None,
+        course=headline(data).verdict,
+        training=[*([f"Made from: {inline(origin)}"] if origin else []), *_training(data, recipe=recipe)],
+        limits=_limits(final, evaluation=evaluation, recipe=recipe),
+    )
+
+
+def render_template(**values: Any) -> str:
+    """Fill in the card's template: Markdown, not HTML, so values come reduced to one line and escaped by `inline`."""
     templates = Environment(
         loader=PackageLoader("sortyard.reports"),
         undefined=StrictUndefined,
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    recipe = final.settings
-    return templates.get_template("model_card.md.j2").render(
-        front_matter=_front_matter(data, evaluation=evaluation),
-        title=_inline(_name(data)),
-        summary=_summary(final, evaluation=evaluation),
-        version=version("sortyard"),
-        snippet=_snippet(final),
-        results=_results(evaluation) if evaluation else None,
-        course=headline(data).verdict,
-        training=_training(data, recipe=recipe),
-        limits=_limits(final, evaluation=evaluation, recipe=recipe),
-    )
+    return templates.get_template("model_card.md.j2").render(version=version("sortyard"), **values)
+
+
+def _evaluation(phase: Phase) -> Evaluation | None:
+    """Choose the scores of the run's own end, and those of a later `sortyard eval` only where there are no others."""
+    scored = [one for one in phase.evaluations if "metrics" in one.result]
+    return min(scored, key=lambda one: one.name.endswith("-again"), default=None)
 
 
 def _name(data: RunData) -> str:
     return str(data.final.settings.get("name") or data.path.resolve().name)
 
 
-def _front_matter(data: RunData, *, evaluation: Evaluation | None) -> str:
-    phase = data.final
-    pipeline = next((task for ending, task in PIPELINES.items() if phase.architecture.endswith(ending)), None)
-    card = ModelCardData(
-        license="apache-2.0",
-        library_name="sortyard",
-        pipeline_tag=pipeline,
-        tags=["sortyard", "bucket-attention", "mixture-of-experts", "lsh"] if _is_own(phase) else ["sortyard"],
-        model_name=_name(data),
-        eval_results=_eval_results(evaluation) if evaluation else None,
-    )
-    return str(card.to_yaml()).rstrip()
-
-
-def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
-    result = evaluation.result
-    kind = "text-classification" if result.get("type") != "regression" else "text-scoring"
-    return [
-        EvalResult(
-            task_type=kind,
-            dataset_type=str(result["task"]),
-            dataset_name=str(result["task"]),
-            metric_type=name,
-            metric_value=round(float(value), 6),
-        )
-        for name, value in result["metrics"].items()
-    ]
-
-
-def _is_own(phase: Phase) -> bool:
-    return phase.architecture.startswith("Sortyard")
-
-
 def _summary(phase: Phase, *, evaluation: Evaluation | None) -> str:
-    what = "A sparse encoder with bucket attention and routed experts" if _is_own(phase) else "A model"
+    what = "A sparse encoder with bucket attention and routed experts" if is_own(phase.architecture) else "A model"
     kind = ", adapted to text" if phase.is_adapting else ", pretrained on text"
-    task = f", fine-tuned on {_inline(str(evaluation.result['task']))}" if evaluation else kind
-    size = f" It has {count(phase.parameters.total)} parameters" if phase.parameters else ""
-    active = f", {count(phase.parameters.active)} of them active for a token." if phase.parameters and size else ""
-    return f"{what}{task}.{size}{active}"
+    task = f", fine-tuned on {inline(str(evaluation.result['task']))}" if evaluation else kind
+    return f"{what}{task}.{size_sentence(phase.parameters)}"
 
 
-def _snippet(phase: Phase) -> str:
-    head = next((name for name in RETURNED if phase.architecture.endswith(name)), "")
+def size_sentence(parameters: ParameterCounts | None) -> str:
+    """Say how large a model is, with a space before; nothing where it was not counted."""
+    if parameters is None:
+        return ""
+    return f" It has {count(parameters.total)} parameters, {count(parameters.active)} of them active for a token."
+
+
+def snippet(architecture: str, *, place: str) -> str:
+    """Write the lines of Python that run a model once.
+
+    Args:
+        architecture: the class that was saved.
+        place: what `from_pretrained` takes.
+    """
+    head = next((name for name in RETURNED if architecture.endswith(name)), "")
     auto, result = f"AutoModel{head}", RETURNED.get(head, "last_hidden_state")
     return "\n".join(
         (
             "import sortyard",
             f"from transformers import {auto}, AutoTokenizer",
             "",
-            'folder = "path/to/model"',
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            f"model = {auto}.from_pretrained(folder).eval()",
+            f'name = "{place}"',
+            "tokenizer = AutoTokenizer.from_pretrained(name)",
+            f"model = {auto}.from_pretrained(name).eval()",
             f'{result} = model(**tokenizer("A text.", return_tensors="pt")).{result}',
         )
     )
@@ -146,7 +142,7 @@ def _snippet(phase: Phase) -> str:
 def _results(evaluation: Evaluation) -> Results:
     result = evaluation.result
     baselines, interval, main = result.get("baselines") or [], result.get("interval"), result["main_metric"]
-    lead = f"Scored on {result['num_examples']:,} examples of {_inline(evaluation.name)}."
+    lead = f"Scored on {result['num_examples']:,} examples of {inline(evaluation.name)}."
     if interval:
         low, high = (metric_value(interval[end], metric=main) for end in ("low", "high"))
         lead += (
@@ -156,7 +152,7 @@ def _results(evaluation: Evaluation) -> Results:
         (metric_name(name), *(metric_value(scores[name], metric=name) for scores in _all_scores(result)))
         for name in result["metrics"]
     )
-    return Results(lead, tuple(_inline(other["name"]) for other in baselines), rows)
+    return Results(lead, tuple(inline(other["name"]) for other in baselines), rows)
 
 
 def _all_scores(result: dict[str, Any]) -> list[dict[str, float]]:
@@ -164,10 +160,10 @@ def _all_scores(result: dict[str, Any]) -> list[dict[str, float]]:
 
 
 def _training(data: RunData, *, recipe: dict[str, Any]) -> list[str]:
-    lines = [f"{what}: {_inline(where)}" for what, where in _sources(data, recipe=recipe)]
+    lines = [f"{what}: {inline(where)}" for what, where in _sources(data, recipe=recipe)]
     shown = ("Tokens seen", "Training time", "Peak memory", "Device", "Date")
     lines += [
-        f"{fact.name}: {_inline(fact.value)}" + (f" ({_inline(fact.note)})" if fact.note else "")
+        f"{fact.name}: {inline(fact.value)}" + (f" ({inline(fact.note)})" if fact.note else "")
         for fact in facts(data)
         if fact.name in shown
     ]
@@ -214,7 +210,7 @@ def _limits(phase: Phase, *, evaluation: Evaluation | None, recipe: dict[str, An
     ]
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """Put a value from outside on one line, harmless to Markdown and its tables."""
     flat = " ".join(text.split())
     for sign in "\\`*_[]<>|":

@@ -106,7 +106,7 @@ def read_run(path: Path) -> RunData:
     return RunData(
         path=path,
         phases=tuple(_read_phase(folder) for folder in folders),
-        comparison=_read_json(path / "comparison.json"),
+        comparison=read_json(path / "comparison.json"),
     )
 
 
@@ -118,23 +118,29 @@ def _is_run(path: Path) -> bool:
 def _read_phase(path: Path) -> Phase:
     run = RunFolder(path)
     steps, loads = run.read_routing()
-    config = _read_json(run.model / "config.json")
+    architecture, parameters = read_model(run.model)
     return Phase(
         path=path,
-        verb=str(_read_json(path / "job.json").get("verb", "")),
+        verb=str(read_json(path / "job.json").get("verb", "")),
         train=_latest_by_step(run.read_metrics("train")),
         evals=_latest_by_step(run.read_metrics("eval")),
         events=tuple(run.read_events()),
-        environment=_read_json(run.environment),
+        environment=read_json(run.environment),
         recipe=run.resolved.read_text(encoding="utf-8") if run.resolved.is_file() else "",
         routing_steps=steps,
         routing_loads=loads,
         evaluations=_read_evaluations(run.eval),
-        routing=_read_json(run.eval / ROUTING),
-        inspection=_read_json(path / "inspection.json"),
-        architecture=str((config.get("architectures") or [""])[0]),
-        parameters=_count_parameters(run.model, config=config),
+        routing=read_json(run.eval / ROUTING),
+        inspection=read_json(path / "inspection.json"),
+        architecture=architecture,
+        parameters=parameters,
     )
+
+
+def read_model(folder: Path) -> tuple[str, ParameterCounts | None]:
+    """Return the class that was saved in a model folder, and its size; "" and None where they are not known."""
+    config = read_json(folder / "config.json")
+    return str((config.get("architectures") or [""])[0]), _count_parameters(folder, config=config)
 
 
 def _latest_by_step(records: list[Record]) -> tuple[Record, ...]:
@@ -148,14 +154,19 @@ def _read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
     return tuple(
         Evaluation(
             name=file.stem,
-            result=_read_json(file),
+            result=read_json(file),
             predictions=tuple(read_lines(folder / f"{file.stem}-predictions.jsonl")),
         )
         for file in files
     )
 
 
-def _read_json(path: Path) -> Record:
+def read_json(path: Path) -> Record:
+    """Read a file of one JSON object; empty where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
     if not path.is_file():
         return {}
     try:
