@@ -196,10 +196,10 @@ def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def test_sentence_transformers_pools_compares_and_saves(encoder, tmp_path):
     """Mean pooling, a text alone as in a batch, similarity, and few-shot classification on the vectors."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     words = Transformer(str(encoder))
-    model = SentenceTransformer(modules=[words, Pooling(words.get_word_embedding_dimension(), "mean")], device="cpu")
+    model = SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension(), "mean")], device="cpu")
     vectors = model.encode(TEXTS, batch_size=4)
     assert vectors.shape == (len(TEXTS), 32)
     assert model.encode(TEXTS[5]) == pytest.approx(vectors[5], abs=1e-5)
