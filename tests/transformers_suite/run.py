@@ -5,6 +5,8 @@ is part of this project. What the distribution leaves out is replaced by empty c
 generation, and a table of shared configuration arguments.
 
 Ends with the number of tests that passed, failed and were skipped, and every reason for a skip with how often it came.
+With --optional, as in continuous integration, it says so and ends well where the tests cannot be fetched; those that
+run and fail are failures all the same.
 """
 
 import argparse
@@ -25,15 +27,27 @@ STUBS = {
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     "utils/test_configuration_utils.py": "config_common_kwargs = {}\n",
 }
+FETCH_SECONDS = 300
+
+
+class NotFetchedError(Exception):
+    """The source distribution is not to be had."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", type=Path, default=ROOT / ".transformers-suite", help="where the tests are kept")
     parser.add_argument("--source", type=Path, help="a source distribution that is there already")
+    parser.add_argument("--optional", action="store_true", help="no failure where the tests cannot be fetched")
     parser.add_argument("words", nargs="*", help="words for pytest, such as -- -k batching")
     args = parser.parse_args()
-    folder = prepare(args.tests / version("transformers"), source=args.source)
+    try:
+        folder = prepare(args.tests / version("transformers"), source=args.source)
+    except NotFetchedError as error:
+        if not args.optional:
+            sys.exit(f"{error}; give one with --source FILE")
+        print(f"NOT RUN: transformers' own model tests ({error})")
+        return
     report = folder / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(folder / "pytest.ini"), "-p", "no:cacheprovider"]
     command += [f"--junitxml={report}", *args.words, str(folder / "tests" / "sortyard" / "test_modeling_sortyard.py")]
@@ -71,10 +85,22 @@ def prepare(folder: Path, *, source: Path | None) -> Path:
 
 def fetch(folder: Path) -> Path:
     wanted = f"transformers=={version('transformers')}"
-    words = ["download", "-q", "--no-deps", "--no-binary", "transformers", "--dest", str(folder), wanted]
-    done = subprocess.run([sys.executable, "-m", "pip", *words], check=False)
-    if done.returncode:
-        sys.exit(f"the source distribution of {wanted} cannot be fetched; give one with --source FILE")
+    words = [
+        "download",
+        "-q",
+        "--retries",
+        "1",
+        "--no-deps",
+        "--no-binary",
+        "transformers",
+        "--dest",
+        str(folder),
+        wanted,
+    ]
+    try:
+        subprocess.run([sys.executable, "-m", "pip", *words], check=True, timeout=FETCH_SECONDS)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise NotFetchedError(f"the source distribution of {wanted} cannot be fetched") from error
     (archive,) = folder.glob("transformers-*.tar.gz")
     return archive
 
