@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
 
 from sortyard.recipe import load_recipe
 
@@ -250,3 +251,12 @@ def test_a_causal_model(sortyard: Callable) -> None:
     status, found, _ = sortyard("pretrain", "tiny.yaml", *words)
     assert status == 0
     assert sortyard("eval", "runs/causal")[1]["evaluation"]["loss"] == pytest.approx(found["evaluation"]["loss"])
+
+
+def test_push_shows_a_runs_files_and_its_scores(sortyard: Callable, yard: Path) -> None:
+    status, found, _ = sortyard("push", "runs/tiny-custom-0001", "--repo", "me/tiny", "--dry-run")
+    assert status == 0
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(found["files"])
+    scores = json.loads((yard / "runs/tiny-custom-0001/eval/custom.json").read_text())["metrics"]
+    card = ModelCard(found["card"])
+    assert {one.metric_type: one.metric_value for one in card.data.eval_results} == pytest.approx(scores, abs=1e-6)
