@@ -153,6 +153,13 @@ def test_labels_travel():
     assert (config.id2label[1], config.num_labels, config.problem_type) == ("so so", 3, "single_label_classification")
 
 
+def test_attention_dropout_is_the_checkpoints_unless_it_is_set():
+    theirs = random_model("bert", "base")
+    theirs.config.attention_probs_dropout_prob = 0.3
+    assert upcycle(theirs).config.attention_probs_dropout_prob == 0.3
+    assert upcycle(theirs, attention_probs_dropout_prob=0.0).config.attention_probs_dropout_prob == 0.0
+
+
 def test_a_wider_type_stays():
     theirs = random_model("bert", "masked_lm").double()
     ours = upcycle(theirs)

@@ -119,6 +119,8 @@ def sparse_config(checkpoint: Checkpoint, *, options: UpcyclingOptions, token_id
     source = checkpoint.model.config
     settings = family_of(source, where=checkpoint.name).settings(source, head=checkpoint.head)
     settings = extended(_labels(checkpoint) | settings, options=options)
+    if options.attention_probs_dropout_prob is not None:
+        settings["attention_probs_dropout_prob"] = options.attention_probs_dropout_prob
     layers, number = settings["num_hidden_layers"], options.num_experts
     strange = [layer for layer in options.expert_layers or () if not 0 <= layer < layers]
     if strange:

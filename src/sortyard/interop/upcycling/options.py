@@ -41,6 +41,9 @@ class UpcyclingOptions(AttentionOptions):
         description="how positions are extended: learned ones interpolated and the rotary base raised, or those that "
         "are there kept (learned ones repeat)",
     )
+    attention_probs_dropout_prob: float | None = Field(
+        None, ge=0, lt=1, description="dropout on attention weights in training; left out, the checkpoint's"
+    )
     context: Literal["mean", "running_mean", "ema", "none"] = Field(
         "mean", description="what the gate sees besides the token"
     )
