@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from sortyard.model.options import ModelOptions
+from sortyard.model.parallel_plan import tensor_parallel_plan
 
 ATTENTION_LAYER_TYPES = ("bucket", "dense", "sliding")
 
@@ -129,6 +130,11 @@ class SortyardConfig(PreTrainedConfig):
         if unknown:
             raise ValueError(f"attention_layers: {unknown} is none of {list(ATTENTION_LAYER_TYPES)}")
         self.options()
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How transformers cuts the encoder for tensor parallelism; see `tensor_parallel_plan`."""
+        return tensor_parallel_plan(self)
 
     def options(self) -> ModelOptions:
         """The settings a recipe may hold, validated (ranges and how they fit together)."""

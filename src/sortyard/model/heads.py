@@ -52,6 +52,7 @@ class _LanguageModel(SortyardPreTrainedModel):
     """A head over the vocabulary whose projection is the transposed word embedding."""
 
     _tied_weights_keys = {"decoder.weight": "model.embeddings.word_embeddings.weight"}  # noqa: RUF012
+    _tp_plan = {"decoder": "colwise_gather_output"}  # noqa: RUF012
 
     def __init__(self, config: SortyardConfig) -> None:
         super().__init__(config)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
+import sortyard.model.tensor_parallel  # noqa: F401 - registers its styles
 from sortyard._registration import register_models
 from sortyard.model.attention.layer import SelfAttention
 from sortyard.model.configuration import SortyardConfig
@@ -18,6 +19,7 @@ from sortyard.model.experts.interface import check_implementation
 from sortyard.model.experts.layer import ExpertLayer
 from sortyard.model.experts.options import check_causal
 from sortyard.model.outputs import SortyardModelOutput
+from sortyard.model.parallel_plan import check_divides
 from sortyard.ops.segments import Segments, make_segments
 
 
@@ -67,6 +69,18 @@ class SortyardPreTrainedModel(PreTrainedModel):
     def get_correct_experts_implementation(self, requested_experts: str | None) -> str:
         """Check an experts implementation; see `check_implementation`. It is not saved with the model."""
         return check_implementation(requested_experts)
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, *args: Any, **kwargs: Any) -> nn.Module:
+        """Cut a model as `from_pretrained` was told by its `distributed_config`; see `sortyard.model.tensor_parallel`.
+
+        Raises:
+            InputError: if heads or inner widths cannot be divided by the number of processes.
+        """
+        if distributed_config is not None and distributed_config.tp_size > 1:
+            check_divides(model.config, distributed_config.tp_size)
+        distributed: nn.Module = super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
+        return distributed
 
     def update_expert_bias(self, expert_loads: Float[Tensor, "L E"] | None) -> None:
         """Move every expert layer's loss-free selection bias; call it once after an optimizer step.

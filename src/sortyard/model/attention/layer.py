@@ -32,7 +32,6 @@ class SelfAttention(nn.Module):
     def __init__(self, config: SortyardConfig, layer: int) -> None:
         super().__init__()
         width, bias = config.hidden_size, config.use_bias
-        self.num_heads = config.num_attention_heads
         self.head_width = width // config.num_attention_heads
         self.q_proj = nn.Linear(width, width, bias=bias)
         self.k_proj = nn.Linear(width, width, bias=bias)
@@ -77,9 +76,14 @@ class SelfAttention(nn.Module):
     def projections(
         self, hidden: Float[Tensor, "B T D"], positions: Int[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T K"], Float[Tensor, "B H T K"]]:
-        """Queries, keys and values by head, positions rotated in."""
-        shape = (*hidden.shape[:2], self.num_heads, self.head_width)
-        q, k, v = (proj(hidden).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        """Queries, keys and values by head, positions rotated in.
+
+        There are as many heads as the projections give: under tensor parallelism those of this process.
+        """
+        heads = (-1, self.head_width)
+        q, k, v = (
+            proj(hidden).unflatten(-1, heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
         if self.rotary_emb is not None:
             factors = self.rotary_emb(q, positions)
             q, k = rotate(q, factors), rotate(k, factors)

@@ -100,12 +100,21 @@ class ExpertLayer(nn.Module):
             The weighted sum of each token's experts, and the record of the routing.
         """
         routing = self.router(hidden, self.context(hidden, segments), token_ids, segments)
-        mixed = self._mix(hidden.flatten(0, 1), routing)
+        mixed = self.mix(hidden.flatten(0, 1), routing)
         balance = balance_loss(routing, form=self.balance, coef=self.balance_coef)
         record = RoutingRecord(routing.scores, routing.experts, routing.weights, routing.loads, balance)
         return mixed.view_as(hidden), record
 
-    def _mix(self, tokens: Float[Tensor, "N D"], routing: Routing) -> Float[Tensor, "N D"]:
+    def mix(self, tokens: Float[Tensor, "N D"], routing: Routing) -> Float[Tensor, "N D"]:
+        """Run the experts, without the router; tensor parallelism wraps this.
+
+        Args:
+            tokens: hidden states.
+            routing: who processes which token.
+
+        Returns:
+            The weighted sum of each token's experts.
+        """
         name = OURS if self.config is None else self.config._experts_implementation
         if name not in (OURS, EAGER):
             return foreign_function(name)(self, tokens, routing.experts, routing.weights)
