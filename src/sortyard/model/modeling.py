@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-import sortyard.model.tensor_parallel  # noqa: F401 - registers its styles
+import sortyard.parallel.styles  # noqa: F401 - registers them
 from sortyard._registration import register_models
 from sortyard.model.attention.layer import SelfAttention
 from sortyard.model.configuration import SortyardConfig
@@ -72,7 +72,7 @@ class SortyardPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def maybe_distribute_model(cls, model: Any, distributed_config: Any, *args: Any, **kwargs: Any) -> nn.Module:
-        """Cut a model as `from_pretrained` was told by its `distributed_config`; see `sortyard.model.tensor_parallel`.
+        """Cut a model as `from_pretrained` was told by its `distributed_config`; see `tensor_parallel_plan`.
 
         Raises:
             InputError: if heads or inner widths cannot be divided by the number of processes.

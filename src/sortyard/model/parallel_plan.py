@@ -1,18 +1,18 @@
 """Which weights tensor parallelism cuts, and how; imports no torch.
 
-The names of the styles are transformers' own, except two that `sortyard.model.tensor_parallel` registers.
+`from_pretrained(folder, distributed_config=DistributedConfig(tp_size=2))` cuts by this plan: attention by heads, which
+choose their keys by themselves, dense layers and experts by their inner width, the vocabulary by its ids. The styles
+are transformers' own, except two of `sortyard.parallel.styles`.
 """
 
 import math
 from typing import TYPE_CHECKING
 
 from sortyard.errors import InputError
+from sortyard.parallel import EXPERTS, PACKED_BIAS
 
 if TYPE_CHECKING:
     from sortyard.model.configuration import SortyardConfig
-
-EXPERTS = "sortyard_experts"
-PACKED_BIAS = "sortyard_packed_bias"
 
 _LAYER = "encoder.layers.*"
 

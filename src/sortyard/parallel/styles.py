@@ -1,48 +1,58 @@
-"""Tensor parallelism by transformers' plans: each process computes a slice of every layer.
+"""Styles of tensor parallelism, for what transformers' own do not do; importing this module registers them.
 
-`from_pretrained(folder, distributed_config=DistributedConfig(tp_size=2))` cuts the weights by `tensor_parallel_plan`.
-Attention is cut by heads, which choose their keys by themselves, dense layers and experts by their inner width, the
-vocabulary by its ids. Norms, routers and everything else is on every process, and what they see is, too: so all
-processes route alike, and the gradients of these weights are whole.
-
-Importing this module registers two styles with transformers, for what its own do not do.
+A style is how the rule of a plan is carried out: how a weight is cut, and what is exchanged when its module runs. Each
+process has a slice of the experts' inner width and the whole of router and context, which see the same on all
+processes: so all route alike, and the gradients of what is not cut are whole.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES, TensorParallelLayer
 
-from sortyard.model.experts.layer import ExpertLayer
-from sortyard.model.parallel_plan import EXPERTS, PACKED_BIAS
 from sortyard.ops.expert_dispatch import Routing
+from sortyard.parallel import EXPERTS, PACKED_BIAS
 
-Mix = Callable[[Tensor, Routing], Tensor]
+
+@runtime_checkable
+class Mixing(Protocol):
+    """A layer with experts, which runs them by `mix` once the router has chosen."""
+
+    mix: Callable[[Tensor, Routing], Tensor]
 
 
 class _Experts(TensorParallelLayer):
     """Each process has a slice of every expert's inner width; their outputs add up.
 
     transformers' "moe_tp_experts" does this for a module that holds nothing but experts. Here the router sits in the
-    same module, and its gradient is whole already; so only `ExpertLayer.mix` is wrapped. Outward biases, which are not
-    cut, count once. A dense layer under the same name is left alone.
+    same module, and its gradient is whole already; so only `mix` is wrapped. Outward biases, which are not cut, count
+    once. A dense layer under the same name is left alone.
+
+    Source: decision 0010.
     """
 
     def should_use_local_tensors(self, module: nn.Module) -> bool:  # noqa: ARG002
         return True
 
     def install_forward(self, module: nn.Module, mesh: Any) -> nn.Module:
-        if isinstance(module, ExpertLayer):
-            module.mix = partial(self._mix, module, module.mix, mesh)  # type: ignore[method-assign]
+        if isinstance(module, Mixing):
+            module.mix = partial(self._mix, module, module.mix, mesh)
         return module
 
-    def _mix(self, layer: ExpertLayer, mix: Mix, mesh: Any, tokens: Tensor, routing: Routing) -> Tensor:
+    def _mix(
+        self,
+        layer: nn.Module,
+        mix: Callable[[Tensor, Routing], Tensor],
+        mesh: Any,
+        tokens: Tensor,
+        routing: Routing,
+    ) -> Tensor:
         group = mesh.get_group()
         routing = replace(routing, weights=_whole_gradient(routing.weights, group))
         with self.context_around_forward(layer, mesh), _counted_once(layer, "down_proj_bias", group):
