@@ -50,6 +50,15 @@ def test_the_plan_is_not_saved(tmp_path):
     assert "tp_plan" not in (tmp_path / "config.json").read_text()
 
 
+def test_the_plan_follows_from_the_fields_alone():
+    config = SortyardConfig(**BASE)
+    plan = config.base_model_tp_plan
+    config.base_model_tp_plan = plan | {"embed_tokens": "embedding_rowwise"}  # as transformers 5.17 does
+    assert config.base_model_tp_plan == plan
+    with pytest.raises(InputError, match=r"give rules of your own as DistributedConfig\(tp_plan=...\)"):
+        config.base_model_tp_plan = plan | {"encoder.final_norm": "replicate"}
+
+
 @pytest.mark.parametrize(
     ("fields", "size", "message"),
     [

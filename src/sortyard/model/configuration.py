@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from sortyard.errors import InputError
 from sortyard.model.options import ModelOptions
 from sortyard.model.parallel_plan import tensor_parallel_plan
 
@@ -135,6 +136,15 @@ class SortyardConfig(PreTrainedConfig):
     def base_model_tp_plan(self) -> dict[str, str]:
         """How transformers cuts the encoder for tensor parallelism; see `tensor_parallel_plan`."""
         return tensor_parallel_plan(self)
+
+    @base_model_tp_plan.setter
+    def base_model_tp_plan(self, plan: dict[str, str]) -> None:
+        # transformers 5.17 adds a rule for tied embeddings here, under a name that they do not have in our models.
+        if plan.items() - self.base_model_tp_plan.items() - {("embed_tokens", "embedding_rowwise")}:
+            raise InputError(
+                "base_model_tp_plan follows from the other fields and cannot be set; give rules of your own as "
+                "DistributedConfig(tp_plan=...)"
+            )
 
     def options(self) -> ModelOptions:
         """The settings a recipe may hold, validated (ranges and how they fit together)."""
