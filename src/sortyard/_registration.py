@@ -10,11 +10,8 @@ from typing import Any
 
 CONFIGURATION = "transformers.models.auto.configuration_auto"
 MODELING = "transformers.models.auto.modeling_auto"
-# What stands last in the modules that register the models at their own ends.
-_LAST_NAMES = {
-    "sortyard.model.modeling": "SortyardModel",
-    "sortyard.model.heads": "SortyardForQuestionAnswering",
-}
+# The models, and those of their parts that load transformers' Auto classes when they are imported.
+_ON_THE_WAY = ("sortyard.model.heads", "sortyard.model.modeling", "sortyard.model.encoder", "sortyard.model.block")
 
 
 def register_auto_classes() -> None:
@@ -33,19 +30,26 @@ def _register(auto_module: str) -> None:
 
         sys.modules[auto_module].AutoConfig.register(SortyardConfig.model_type, SortyardConfig, exist_ok=True)
         return
-    register_models()
+    half_imported = (
+        name in sys.modules and getattr(sys.modules[name].__spec__, "_initializing", False) for name in _ON_THE_WAY
+    )
+    if not any(half_imported):  # else the models register at their own ends
+        register_models()
 
 
 def register_models() -> None:
     """Register every model with the Auto classes, if those are loaded.
 
-    Importing a part of the model may load the Auto classes halfway through; `sortyard.model.modeling` and
-    `sortyard.model.heads` therefore call this again at their ends.
+    `sortyard.model.modeling` and `sortyard.model.heads` call it at their ends, as importing them may have loaded the
+    Auto classes halfway through.
     """
     module = sys.modules.get(MODELING)
-    if module is None or _is_model_half_imported():
+    if module is None:
         return
     from sortyard.model import heads
+
+    if not hasattr(heads, "SortyardForQuestionAnswering"):  # it will call this when it is whole
+        return
     from sortyard.model.configuration import SortyardConfig
     from sortyard.model.modeling import SortyardModel
 
@@ -59,16 +63,6 @@ def register_models() -> None:
     }
     for name, model in models.items():
         getattr(module, name).register(SortyardConfig, model, exist_ok=True)
-
-
-def _is_model_half_imported() -> bool:
-    for name, module in list(sys.modules.items()):
-        if name in _LAST_NAMES:
-            if not hasattr(module, _LAST_NAMES[name]):
-                return True
-        elif name.startswith("sortyard.model.") and getattr(module.__spec__, "_initializing", False):
-            return True
-    return False
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
