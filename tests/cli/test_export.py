@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from sortyard.interop.onnx.program import load_onnx
 from tests.interop.saved import save
 
 RUN = """
@@ -44,6 +45,29 @@ def test_a_program_gives_the_models_logits_on_both_sides_of_the_crossover(tmp_pa
         with torch.no_grad():
             wanted = model(ids, mask).logits.double().sum().item()
         assert float(line) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_an_onnx_file_gives_the_models_logits_on_both_sides_of_the_crossover(tmp_path: Path) -> None:
+    save("sequence_classification", tmp_path / "model")
+    words = ["-m", "sortyard", "export", "model", "--format", "onnx", "--out", "out", "--json"]
+    ended = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+    account = json.loads(ended.stdout.splitlines()[-1])
+    assert set(account["largest_difference"]) == {"1x3", "3x40", "2x96"}
+    assert max(account["largest_difference"].values()) < 1e-6
+    assert {"model.onnx", "tokenizer.json"} < set(account["files"])
+    assert "model.safetensors" not in account["files"]
+    content = (tmp_path / "out" / "model.onnx").read_bytes()
+    assert b".py" not in content  # nothing of where it was made
+    run = load_onnx(tmp_path / "out" / "model.onnx")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    for length in (1, 16, 17, 60, 96):
+        ids = torch.arange(3 * length).reshape(3, length) % 70 + 5
+        mask = torch.ones_like(ids)
+        mask[1, (length + 1) // 2 :] = 0
+        with torch.no_grad():
+            wanted = model(ids, mask).logits
+        found = run(input_ids=ids, attention_mask=mask)["logits"]
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
 
 
 def test_every_kind_of_model_is_exported(tmp_path: Path) -> None:
@@ -81,3 +105,13 @@ def test_what_cannot_be_exported_is_refused(
     assert message in ended.json["error"]
     assert not (tmp_path / "out").exists()
     assert sortyard("export", "nowhere", "--out", "out").status == 2
+
+
+def test_buckets_without_an_onnx_form_are_refused(sortyard: Callable, tmp_path: Path) -> None:
+    save("sequence_classification", tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"selection": "rounds"}))
+    ended = sortyard("export", "model", "--format", "onnx", "--out", "out", "--json")
+    assert ended.status == 2
+    assert "selection is 'rounds'" in ended.json["error"]
+    assert not (tmp_path / "out").exists()

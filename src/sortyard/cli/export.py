@@ -13,8 +13,8 @@ from sortyard.cli.output import Output, verb
 def export(
     run: RunArgument,
     form: Annotated[
-        Literal["huggingface", "torch"],
-        typer.Option("--format", help="An ordinary Hugging Face folder, or a torch.export program of any shape."),
+        Literal["huggingface", "torch", "onnx"],
+        typer.Option("--format", help="A Hugging Face folder, or a program of any shape: torch.export, or ONNX."),
     ] = "huggingface",
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write; must be new or empty.", show_default=False)
@@ -22,12 +22,13 @@ def export(
     *,
     output: Output,
 ) -> None:
-    """Write a finished model as a Hugging Face folder or as a traced program."""
+    """Write a finished model as a Hugging Face folder, a traced program or an ONNX file."""
     from sortyard.jobs.exporting import export_to_folder
 
     found = export_to_folder(Path(run), form=form, out=out, display=output.display())
     lines = [f"{found['folder']}: {', '.join(found['files'])}"]
     if "largest_difference" in found:
         apart = ", ".join(f"{shape} {value:.0e}" for shape, value in found["largest_difference"].items())
-        lines.append(f"difference from the model, by batch size x length: {apart}")
+        again = f" (smallest of {found['draws']} draws)" if found["draws"] > 1 else ""
+        lines.append(f"difference from the model, by batch size x length: {apart}{again}")
     output.result(found, text="\n".join(lines))

@@ -1,5 +1,6 @@
 """A model as a graph that runs without its Python: torch.export, at any batch size and length."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,6 @@ from torch.export import Dim, ExportedProgram
 from sortyard.errors import InputError
 from sortyard.evaluation.batching import position_limit
 
-_SEED = 0
 _LONGEST = 2048  # tokens of a row to compare at
 
 
@@ -51,35 +51,59 @@ def export_program(model: Any) -> ExportedProgram:
         raise InputError(f"{type(model).__name__} cannot be exported: {reason}") from error
 
 
-def largest_difference(program: ExportedProgram, model: Any) -> dict[str, float]:
-    """Run the program and the model on random tokens, padded, short and as long as the model takes up to 2,048.
+def output_names(model: Any) -> list[str]:
+    """Names of the tensors that a model's program returns.
 
     Args:
-        program: what `export_program` made.
-        model: the model it was made of.
+        model: a transformers model.
 
     Returns:
-        The largest difference in any output, by shape of the input.
+        The names, in order.
     """
-    limit = _longest(model)
-    shapes = sorted({(1, min(3, limit)), (3, min(40, limit)), (2, limit)})
-    run, fields = program.module(), _Fields(model.eval())
+    with torch.no_grad():
+        return list(_Fields(model)(**_example(model, batch_size=1, length=1)))
+
+
+def largest_difference(
+    run: Callable[..., Mapping[str, Tensor]], model: Any, *, longest: int = _LONGEST, seed: int = 0
+) -> dict[str, float]:
+    """Run a program and its model on random tokens, padded, short and as long as the model takes.
+
+    Args:
+        run: the program, a function of the inputs by name.
+        model: the model it was made of.
+        longest: tokens of a row, at most.
+        seed: seed of the tokens.
+
+    Returns:
+        The largest difference in any output, pads left out, by shape of the input.
+    """
+    limit = min(longest, _longest(model))
+    shapes = sorted({(1, min(3, limit)), (3, min(40, limit)), (2, limit)}, key=lambda shape: shape[1])
+    fields = _Fields(model.eval())
     found = {}
     for batch_size, length in shapes:
-        inputs = _example(model, batch_size=batch_size, length=length)
+        inputs = _example(model, batch_size=batch_size, length=length, seed=seed)
         with torch.no_grad():
             mine, truth = run(**inputs), fields(**inputs)
-        differences = [(mine[name] - truth[name]).abs().max().item() for name in truth]
+        real = inputs["attention_mask"].bool()
+        differences = [_largest(mine[name] - truth[name], real=real) for name in truth]
         found[f"{batch_size}x{length}"] = max(differences)
     return found
+
+
+def _largest(difference: Tensor, *, real: Tensor) -> float:
+    """What a model makes of pads is its own affair: with a window, they may have nothing to read."""
+    by_token = difference.shape[:2] == real.shape
+    return float((difference[real] if by_token else difference).abs().max())
 
 
 def _longest(model: Any) -> int:
     return min(_LONGEST, position_limit(model) or _LONGEST)
 
 
-def _example(model: Any, *, batch_size: int, length: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(_SEED)
+def _example(model: Any, *, batch_size: int, length: int, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, int(model.config.vocab_size), (batch_size, length), generator=generator)
     mask = torch.ones_like(ids)
     mask[-1, max(1, length - length // 4) :] = 0

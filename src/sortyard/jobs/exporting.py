@@ -1,4 +1,4 @@
-"""A finished model into a folder for others: an ordinary Hugging Face folder, or a traced program."""
+"""A finished model into a folder for others: an ordinary Hugging Face folder, a traced program, or an ONNX file."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ from sortyard.errors import InputError
 from sortyard.jobs.display import Display
 from sortyard.jobs.folders import check_free, model_folder, next_folder
 
-Form = Literal["huggingface", "torch"]
-PROGRAM, ACCOUNT = "model.pt2", "export.json"
+Form = Literal["huggingface", "torch", "onnx"]
+PROGRAMS, ACCOUNT = {"torch": "model.pt2", "onnx": "model.onnx"}, "export.json"
 TOLERANCE = 1e-4
 WEIGHTS = "*.safetensors*"  # and their index
 
@@ -22,7 +22,7 @@ def export_to_folder(source: Path, *, form: Form, out: Path | None, display: Dis
     Args:
         source: A run's folder, a demo's, or a model's.
         form: "huggingface" copies configuration, weights and tokenizer; "torch" writes a program of torch.export
-            in place of the weights, checked against the model.
+            in place of the weights, "onnx" a file for onnxruntime, both checked against the model.
         out: The folder to write; None takes the next free `runs/NAME-FORMAT-0001`.
         display: Told what is being done.
 
@@ -33,15 +33,19 @@ def export_to_folder(source: Path, *, form: Form, out: Path | None, display: Dis
         InputError: There is no model, it does not load or cannot be traced, or the folder is taken.
         RuntimeError: The program does not compute what the model does.
     """
+    if form == "onnx":
+        from sortyard.interop.onnx.program import check_packages
+
+        check_packages()
     folder = model_folder(source)
     path = out if out is not None else next_folder(f"{source.resolve().name}-{form}")
     check_free(path)
     aside = aside_of(path)
     shutil.rmtree(aside, ignore_errors=True)
-    left_out = shutil.ignore_patterns(WEIGHTS) if form == "torch" else None
+    left_out = shutil.ignore_patterns(WEIGHTS) if form in PROGRAMS else None
     shutil.copytree(folder, aside, ignore=left_out)
     try:
-        found = _write_program(folder, aside=aside, display=display) if form == "torch" else {}
+        found = _write_program(folder, form=form, aside=aside, display=display) if form in PROGRAMS else {}
         if path.exists():  # and is empty
             path.rmdir()
         publish(path)
@@ -51,22 +55,41 @@ def export_to_folder(source: Path, *, form: Form, out: Path | None, display: Dis
     return {"folder": str(path), "format": form, "files": files, **found}
 
 
-def _write_program(folder: Path, *, aside: Path, display: Display) -> dict[str, Any]:
+def _write_program(folder: Path, *, form: Form, aside: Path, display: Display) -> dict[str, Any]:
+    import torch
+
+    model = _load(folder)
+    display.say(f"tracing   {type(model).__name__}")
+    write = _write_onnx if form == "onnx" else _write_torch
+    differences, draws = write(model, aside / PROGRAMS[form])
+    worst = max(differences.values())
+    if not worst <= TOLERANCE:
+        raise RuntimeError(f"the program is {worst:.1e} away from the model; nothing is written")
+    account = {
+        "program": PROGRAMS[form],
+        "largest_difference": differences,
+        "draws": draws,
+        "torch": torch.__version__,
+    }
+    (aside / ACCOUNT).write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
+    return account
+
+
+def _write_torch(model: Any, path: Path) -> tuple[dict[str, float], int]:
     import torch
 
     from sortyard.interop.exporting import export_program, largest_difference
 
-    model = _load(folder)
-    display.say(f"tracing   {type(model).__name__}")
     program = export_program(model)
-    differences = largest_difference(program, model)
-    worst = max(differences.values())
-    if not worst <= TOLERANCE:
-        raise RuntimeError(f"the program is {worst:.1e} away from the model; nothing is written")
-    torch.export.save(program, aside / PROGRAM)
-    account = {"program": PROGRAM, "largest_difference": differences, "torch": torch.__version__}
-    (aside / ACCOUNT).write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
-    return account
+    torch.export.save(program, path)
+    return largest_difference(program.module(), model), 1
+
+
+def _write_onnx(model: Any, path: Path) -> tuple[dict[str, float], int]:
+    from sortyard.interop.onnx.program import export_onnx, load_onnx, onnx_difference
+
+    export_onnx(model, path)
+    return onnx_difference(load_onnx(path), model, tolerance=TOLERANCE)
 
 
 def _load(folder: Path) -> Any:
