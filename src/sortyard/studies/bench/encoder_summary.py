@@ -42,12 +42,17 @@ FIXED_STEPS = (
 
 def summarise(cells: Cells) -> Json:
     """Compare ours with the others in every cell, and take the gain apart."""
+    cells = dict(sorted(cells.items(), key=lambda item: _place(item[1])))
     return {
         "rivals": {key: _compared(cell, _of(cell, SHORT_RIVALS, FIXED_RIVALS)) for key, cell in cells.items()},
         "factors": {key: _factors(cell) for key, cell in cells.items()},
         "precision": _precision(cells),
         "growth": {line: _growth(cells, line) for line in _fixed_lines(cells)},
     }
+
+
+def _place(cell: Json) -> tuple[str, bool, int]:
+    return cell["dtype"], cell["workload"] != SHORT, cell["length"]
 
 
 def speed_ratio(base: Json, own: Json) -> Ratio:
