@@ -160,6 +160,14 @@ def test_attention_dropout_is_the_checkpoints_unless_it_is_set():
     assert upcycle(theirs, attention_probs_dropout_prob=0.0).config.attention_probs_dropout_prob == 0.0
 
 
+def test_a_classifier_may_read_the_mean():
+    theirs = random_model("bert", "sequence_classification")
+    assert upcycle(theirs).config.classifier_pooling == "cls"
+    found = upcycle_with_report(theirs, classifier_pooling="mean")
+    assert found.model.config.classifier_pooling == "mean"
+    assert found.report.inexact_because == ("the classifier reads mean instead of cls",)
+
+
 def test_a_wider_type_stays():
     theirs = random_model("bert", "masked_lm").double()
     ours = upcycle(theirs)

@@ -119,8 +119,8 @@ def sparse_config(checkpoint: Checkpoint, *, options: UpcyclingOptions, token_id
     source = checkpoint.model.config
     settings = family_of(source, where=checkpoint.name).settings(source, head=checkpoint.head)
     settings = extended(_labels(checkpoint) | settings, options=options)
-    if options.attention_probs_dropout_prob is not None:
-        settings["attention_probs_dropout_prob"] = options.attention_probs_dropout_prob
+    asked = {name: getattr(options, name) for name in ("attention_probs_dropout_prob", "classifier_pooling")}
+    settings |= {name: value for name, value in asked.items() if value is not None}
     layers, number = settings["num_hidden_layers"], options.num_experts
     strange = [layer for layer in options.expert_layers or () if not 0 <= layer < layers]
     if strange:
@@ -220,7 +220,11 @@ def _inexact_because(checkpoint: Checkpoint, *, options: UpcyclingOptions, confi
     if options.experts_from == "drop" and config.num_experts > 1:
         reasons.append(f"{options.drop_ratio:.0%} of each expert's units are drawn anew")
     source = checkpoint.model.config
-    old = family_of(source, where=checkpoint.name).settings(source, head=checkpoint.head)["max_position_embeddings"]
+    settings = family_of(source, where=checkpoint.name).settings(source, head=checkpoint.head)
+    old = settings["max_position_embeddings"]
+    pooling = settings.get("classifier_pooling", "cls")
+    if checkpoint.head == "sequence_classification" and config.classifier_pooling != pooling:
+        reasons.append(f"the classifier reads {config.classifier_pooling} instead of {pooling}")
     if config.max_position_embeddings > old and options.positions == "stretch":
         reasons.append(f"{old} positions are stretched over {config.max_position_embeddings}")
     return tuple(reasons)

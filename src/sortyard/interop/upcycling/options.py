@@ -44,6 +44,9 @@ class UpcyclingOptions(AttentionOptions):
     attention_probs_dropout_prob: float | None = Field(
         None, ge=0, lt=1, description="dropout on attention weights in training; left out, the checkpoint's"
     )
+    classifier_pooling: Literal["cls", "mean"] | None = Field(
+        None, description="what a sequence classifier reads: the first token or the mean; left out, as the checkpoint's"
+    )
     context: Literal["mean", "running_mean", "ema", "none"] = Field(
         "mean", description="what the gate sees besides the token"
     )
