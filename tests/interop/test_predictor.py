@@ -78,6 +78,16 @@ def test_half_precision(folder: Path) -> None:
     assert found.logits == pytest.approx(exact.logits, abs=0.2)
 
 
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_precision_is_bf16_where_the_machine_has_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, has_bf16: bool, dtype: torch.dtype
+) -> None:
+    asked = []
+    monkeypatch.setattr("sortyard.interop.predictor.has_bf16", lambda kind: asked.append(kind) or has_bf16)
+    assert Predictor.from_pretrained(folder, precision="auto").model.dtype == dtype
+    assert asked == ["cpu"]
+
+
 def test_without_a_compiler_nothing_is_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match="no-such-compiler"):

@@ -37,8 +37,8 @@ def predict(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:0.")] = "cpu",
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16"],
-        typer.Option("--precision", help="Number format of weights and products; bf16 is fast where it is known."),
+        Literal["fp32", "bf16", "fp16", "auto"],
+        typer.Option("--precision", help="Number format of weights and products; auto is bf16 where that is fast."),
     ] = "fp32",
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the model first, which takes a minute or two: for long work.")

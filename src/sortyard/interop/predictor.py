@@ -14,9 +14,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import sortyard  # noqa: F401  (registers the Auto classes)
 from sortyard.errors import InputError
 from sortyard.evaluation.batching import TextOrPair, position_limit, sequence_logits
+from sortyard.evaluation.bf16 import has_bf16
 from sortyard.evaluation.compiling import compile_model
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json"),
@@ -65,7 +66,7 @@ class Predictor:
         Args:
             folder: a run's `model` folder, or any folder that `save_pretrained` wrote with its tokenizer.
             device: `cpu`, `cuda` or `cuda:N`.
-            precision: number format of the weights and the matrix products.
+            precision: number format of the weights and the matrix products; "auto" is bf16 where the device has it.
             compiled: run the model under `torch.compile`, for long work: the first batches take a minute or so.
 
         Returns:
@@ -78,6 +79,8 @@ class Predictor:
         path = Path(folder)
         _check_folder(path)
         _check_machine(device=device, precision=precision)
+        if precision == "auto":
+            precision = "bf16" if has_bf16(torch.device(device).type) else "fp32"
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
             model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -230,8 +233,8 @@ def _check_folder(path: Path) -> None:
 
 
 def _check_machine(*, device: str, precision: str) -> None:
-    if precision not in DTYPES:
-        raise InputError(f"precision is {precision!r}; choose one of {', '.join(DTYPES)}")
+    if precision not in (*DTYPES, "auto"):
+        raise InputError(f"precision is {precision!r}; choose one of {', '.join(DTYPES)}, auto")
     try:
         kind = torch.device(device).type
     except RuntimeError as error:

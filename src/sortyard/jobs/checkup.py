@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from sortyard.evaluation.bf16 import has_bf16
+
 GIB = 1 << 30
 HUB = ("huggingface.co", 443)
 
@@ -115,24 +117,15 @@ def _device() -> Finding:
         return Finding("device", "blocking", _first_line(error), "reinstall torch")
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: use precision fp16 or fp32"
+        bf16 = "bf16" if has_bf16("cuda") else "no bf16: use precision fp16 or fp32"
         name = f"{torch.cuda.device_count()} x {properties.name}, {properties.total_memory / GIB:.0f} GiB, {bf16}"
         return Finding("device", "ok", name)
     found = f"CPU, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-    if _has_bf16_instructions():
+    if has_bf16("cpu"):
         return Finding(
             "device", "ok", f"{found}, bf16", "choose small recipes; precision: bf16 is faster than fp32 here"
         )
     return Finding("device", "ok", found, "choose small recipes, in fp32: this processor has no bf16 instructions")
-
-
-def _has_bf16_instructions() -> bool:
-    """Whether the processor multiplies bf16 itself; told by Linux only, elsewhere taken as no."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return False
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 def _attention() -> Finding:
