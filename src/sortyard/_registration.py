@@ -10,6 +10,7 @@ from typing import Any
 
 CONFIGURATION = "transformers.models.auto.configuration_auto"
 MODELING = "transformers.models.auto.modeling_auto"
+LAYERS = "transformers.modeling_layers"  # loads the Auto classes before it has what our models need of it
 # The models, and those of their parts that load transformers' Auto classes when they are imported.
 _ON_THE_WAY = ("sortyard.model.heads", "sortyard.model.modeling", "sortyard.model.encoder", "sortyard.model.block")
 
@@ -20,20 +21,22 @@ def register_auto_classes() -> None:
         _register(CONFIGURATION)
     if MODELING in sys.modules:
         _register(MODELING)
-    if not {CONFIGURATION, MODELING} <= sys.modules.keys():
+    if not {CONFIGURATION, MODELING, LAYERS} <= sys.modules.keys():
         sys.meta_path.insert(0, _AfterImport())
 
 
-def _register(auto_module: str) -> None:
-    if auto_module == CONFIGURATION:
+def _register(loaded: str) -> None:
+    if loaded == CONFIGURATION:
         from sortyard.model.configuration import SortyardConfig
 
-        sys.modules[auto_module].AutoConfig.register(SortyardConfig.model_type, SortyardConfig, exist_ok=True)
+        sys.modules[loaded].AutoConfig.register(SortyardConfig.model_type, SortyardConfig, exist_ok=True)
         return
     half_imported = (
-        name in sys.modules and getattr(sys.modules[name].__spec__, "_initializing", False) for name in _ON_THE_WAY
+        name in sys.modules and getattr(sys.modules[name].__spec__, "_initializing", False)
+        for name in (LAYERS, *_ON_THE_WAY)
+        if name != loaded
     )
-    if not any(half_imported):  # else the models register at their own ends
+    if not any(half_imported):  # else they register at the end of what is being imported
         register_models()
 
 
@@ -66,12 +69,12 @@ def register_models() -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Lets the ordinary finders load an Auto module, then registers with it."""
+    """Lets the ordinary finders load a module of transformers, then registers."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in (CONFIGURATION, MODELING):
+        if fullname not in (CONFIGURATION, MODELING, LAYERS):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:

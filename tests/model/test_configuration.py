@@ -60,3 +60,18 @@ print(type(AutoModelForMaskedLM.from_config(config)).__name__)
 """
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "SortyardForMaskedLM"
+
+
+@pytest.mark.parametrize("first", ["from transformers import BertModel", "import transformers.modeling_layers"])
+@pytest.mark.parametrize("order", ["{ours}; {theirs}", "{theirs}; {ours}"])
+def test_parts_of_transformers_may_be_imported_on_either_side(first, order):
+    code = (
+        order.format(ours="import sortyard", theirs=first)
+        + """
+from transformers import AutoConfig, AutoModelForMaskedLM
+config = AutoConfig.for_model("sortyard", vocab_size=20, hidden_size=16, num_hidden_layers=1)
+print(type(AutoModelForMaskedLM.from_config(config)).__name__)
+"""
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "SortyardForMaskedLM"
