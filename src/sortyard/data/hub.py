@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from sortyard.errors import InputError
+from sortyard.errors import InputError, first_line
 
 
 def stream_hub(name: str, *, config: str | None, split: str) -> Iterator[dict[str, Any]]:
@@ -22,8 +22,7 @@ def stream_hub(name: str, *, config: str | None, split: str) -> Iterator[dict[st
     try:
         yield from load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # what the hub's client raises without a network is no common class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise _unreadable(name, reason) from error
+        raise _unreadable(name, first_line(error)) from error
 
 
 def _host_is_known() -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from sortyard.errors import InputError
+from sortyard.errors import InputError, first_line
 from sortyard.evaluation.batching import position_limit
 
 _LONGEST = 2048  # tokens of a row to compare at
@@ -47,8 +47,7 @@ def export_program(model: Any) -> ExportedProgram:
         with torch.no_grad():
             return torch.export.export(_Fields(model.eval()), (), inputs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # what a model's code makes the tracer raise is of any kind
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{type(model).__name__} cannot be exported: {reason}") from error
+        raise InputError(f"{type(model).__name__} cannot be exported: {first_line(error)}") from error
 
 
 def output_names(model: Any) -> list[str]:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sortyard.errors import InputError
+from sortyard.errors import InputError, first_line
 from sortyard.jobs.folders import model_folder
-from sortyard.jobs.upcycling import ACCOUNT
 from sortyard.recipe import AdaptSection
+from sortyard.training.run_folder import UPCYCLING
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +73,7 @@ def load_start(place: str, *, seed: int) -> Start:
     try:
         config = AutoConfig.from_pretrained(place)
     except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
-        raise InputError(f"{place}: no model can be loaded: {_first_line(error)}") from error
+        raise InputError(f"{place}: no model can be loaded: {first_line(error)}") from error
     _check_kind(config, place=place)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -82,7 +82,7 @@ def load_start(place: str, *, seed: int) -> Start:
                 place, dtype=torch.float32, use_safetensors=True, output_loading_info=True
             )
     except Exception as error:  # as above
-        raise InputError(f"{place}: the model cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"{place}: the model cannot be loaded: {first_line(error)}") from error
     _note_missing(model, missing=set(found["missing_keys"]), place=place)
     return Start(place, model, load_tokenizer(place, model=model))
 
@@ -99,7 +99,7 @@ def model_shapes(place: str) -> "nn.Module":
     try:
         config = AutoConfig.from_pretrained(place)
     except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
-        raise InputError(f"{place}: no model can be loaded: {_first_line(error)}") from error
+        raise InputError(f"{place}: no model can be loaded: {first_line(error)}") from error
     _check_kind(config, place=place)
     with torch.device("meta"):
         shapes: nn.Module = _class_of(config)(config)
@@ -119,7 +119,7 @@ def settle(section: AdaptSection, *, place: str, model: Any) -> AdaptSection:
     """
     objective = section.objective
     if objective == "auto":
-        objective = "distil" if (Path(place) / ACCOUNT).is_file() else "masked_lm"
+        objective = "distil" if (Path(place) / UPCYCLING).is_file() else "masked_lm"
     if objective in ("masked_lm", "both") and type(model).__name__ != MASKED_LM:
         raise InputError(
             f"--objective {objective} needs a masked_lm head, and {place} is a {type(model).__name__}: upcycle with "
@@ -227,7 +227,3 @@ def _check_teacher(teacher: Start, *, start: Start, section: AdaptSection) -> No
             f"{where}: has {theirs.max_position_embeddings} positions; give --sequence-length "
             f"{theirs.max_position_embeddings} or less"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sortyard.errors import InputError
+from sortyard.errors import InputError, first_line
 from sortyard.jobs.folders import model_folder
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def load_start_tokenizer(start: str) -> "PreTrainedTokenizerFast":
     try:
         tokenizer = AutoTokenizer.from_pretrained(start)
     except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
-        raise InputError(f"--from {start}: no tokenizer can be loaded: {_first_line(error)}") from error
+        raise InputError(f"--from {start}: no tokenizer can be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise InputError(f"--from {start}: has a slow tokenizer; convert it to a tokenizer.json first")
     return tokenizer
@@ -118,7 +118,7 @@ def load_language_model(folder: Path, *, causal: bool) -> Any:
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
-        raise InputError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
     if found["missing_keys"]:
         shown = ", ".join(sorted(found["missing_keys"])[:3])
         raise InputError(f"{folder}: weights are missing ({shown}); finish the run again")
@@ -155,8 +155,4 @@ def start_shapes(start: str) -> "nn.Module":
 
 
 def _no_classifier(start: str, error: Exception) -> InputError:
-    return InputError(f"--from {start}: no model for classification can be loaded: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return InputError(f"--from {start}: no model for classification can be loaded: {first_line(error)}")

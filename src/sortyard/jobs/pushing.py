@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sortyard.errors import InputError
+from sortyard.errors import InputError, first_line
 from sortyard.jobs.display import Display
 from sortyard.jobs.folders import is_demo, model_folder
 from sortyard.training.run_folder import RunFolder
@@ -149,14 +149,10 @@ def _explained(repo: str) -> Iterator[None]:
         raise InputError(f"{repo}: nobody is logged in to the hub: {LOGIN}") from error
     except HfHubHTTPError as error:
         remedy = f"; {LOGIN}, and check the owner" if error.response.status_code in (401, 403, 404) else ""
-        raise InputError(f"{repo}: the hub refuses: {_first_line(error)}{remedy}") from error
+        raise InputError(f"{repo}: the hub refuses: {first_line(error)}{remedy}") from error
     except (OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
-        raise InputError(f"{repo}: the hub cannot be reached ({_first_line(error)}); try again; {LOOK}") from error
+        raise InputError(f"{repo}: the hub cannot be reached ({first_line(error)}); try again; {LOOK}") from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2"):  # the client's, by its version
             raise
-        raise InputError(f"{repo}: the hub cannot be reached ({_first_line(error)}); try again; {LOOK}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{repo}: the hub cannot be reached ({first_line(error)}); try again; {LOOK}") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sortyard.data.options import CorpusOptions, MaskingOptions
 from sortyard.durable import replace_bytes
-from sortyard.errors import InputError
+from sortyard.errors import InputError, first_line
 from sortyard.jobs.display import Display
 from sortyard.jobs.folders import is_demo, model_folder, open_job
 from sortyard.jobs.routing_texts import RoutingText, TextReader, example_text, named_sources, spread
@@ -108,8 +108,7 @@ def _loaded(kind: Any, folder: Path, **settings: Any) -> Any:
     try:
         return kind.from_pretrained(folder, local_files_only=True, **settings)
     except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{folder}: the model cannot be loaded: {reason}") from error
+        raise InputError(f"{folder}: the model cannot be loaded: {first_line(error)}") from error
 
 
 @contextmanager

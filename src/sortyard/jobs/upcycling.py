@@ -9,11 +9,11 @@ from sortyard.durable import aside_of, publish
 from sortyard.jobs.display import Display
 from sortyard.jobs.folders import check_free, next_folder
 from sortyard.recipe.yaml_tree import Tree
+from sortyard.training.run_folder import UPCYCLING
 
 if TYPE_CHECKING:
     from sortyard.interop.upcycling import Upcycled
 
-ACCOUNT = "upcycling.json"
 TOLERANCE = 1e-4
 UNTRAINED_HEADS = ("classifier.", "qa_outputs.")
 
@@ -94,7 +94,7 @@ def _write(upcycled: "Upcycled", *, tokenizer: Any, account: dict[str, Any], pat
         aside.mkdir(parents=True)
         upcycled.model.save_pretrained(aside, state_dict=weights)
         tokenizer.save_pretrained(str(aside))
-        (aside / ACCOUNT).write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
+        (aside / UPCYCLING).write_text(json.dumps(account, indent=2) + "\n", encoding="utf-8")
         publish(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from sortyard.interop.hub_names import fault_of
 from sortyard.reports.run_data import Record, read_json
+from sortyard.training.run_folder import UPCYCLING
 
-UPCYCLING = "upcycling.json"  # what `sortyard upcycle` writes beside a model
 SCRATCH = "scratch"
 
 

@@ -19,6 +19,8 @@ from sortyard.durable import replace_bytes, sync
 from sortyard.errors import InputError
 from sortyard.training.json_lines import append_line, keep_lines, plain, read_lines
 
+UPCYCLING = "upcycling.json"  # beside a model that `sortyard upcycle` made
+
 
 class RunFolder:
     """Paths and records of one run.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from sortyard.errors import InputError
+from sortyard.errors import InputError, first_line
 from sortyard.evaluation.batching import position_limit
 from sortyard.interop.exporting import export_program, largest_difference, output_names
 from sortyard.model.configuration import SortyardConfig
@@ -85,7 +85,7 @@ def export_onnx(model: Any, path: Path) -> None:
             axes={"input_ids": {0: "batch", 1: "length"}, "attention_mask": None},
         )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise InputError(f"{type(model).__name__} cannot be written as ONNX: {reason}") from error
 
 

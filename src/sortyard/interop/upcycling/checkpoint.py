@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import sortyard  # noqa: F401  (registers the Auto classes, so that our own folders are told from strange ones)
-from sortyard.errors import InputError
+from sortyard.errors import InputError, first_line
 from sortyard.interop.predictor import TOKENIZER_FILES, check_vocabulary
 from sortyard.interop.upcycling.families import family_of
 
@@ -122,7 +122,7 @@ def load_checkpoint(source: str, *, head: str) -> Checkpoint:
             output_loading_info=True,
         )
     except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
-        raise InputError(f"{source}: the model cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"{source}: the model cannot be loaded: {first_line(error)}") from error
     missing = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
     _check_encoder(missing, model=model, source=source)
     unknown = tuple(sorted(name for name in found["unexpected_keys"] if not name.endswith("_ids")))
@@ -148,7 +148,7 @@ def load_tokenizer(source: str, *, model: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(start)
     except Exception as error:  # as above
-        raise InputError(f"{source}: the tokenizer cannot be loaded: {_first_line(error)}") from error
+        raise InputError(f"{source}: the tokenizer cannot be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{source}: has a slow tokenizer; convert it to a tokenizer.json first")
     check_vocabulary(model, tokenizer=tokenizer, where=source)
@@ -181,7 +181,7 @@ def _load_config(start: str, *, source: str) -> Any:
     try:
         return AutoConfig.from_pretrained(start)
     except Exception as error:  # as above
-        raise InputError(f"{source}: is no checkpoint that transformers knows: {_first_line(error)}") from error
+        raise InputError(f"{source}: is no checkpoint that transformers knows: {first_line(error)}") from error
 
 
 def _check_encoder(missing: set[str], *, model: PreTrainedModel, source: str) -> None:
@@ -195,7 +195,3 @@ def _check_encoder(missing: set[str], *, model: PreTrainedModel, source: str) ->
             f"{source}: the weights are not those that config.json describes: {len(strange)} tensors of the encoder "
             f"are missing or of another shape ({shown}); put back the files that were saved together"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -81,7 +81,7 @@ def sides_study(
     begun: BenchResult,
     *,
     cases: Sequence[C],
-    sides: Mapping[str, S],
+    sides: Callable[[C], Mapping[str, S]],
     asked: Collection[str],
     memory: Collection[int],
     measure: Callable[[C, Mapping[str, S], Cells, float], Json],
@@ -94,7 +94,7 @@ def sides_study(
     Args:
         begun: The result without cells.
         cases: The cases, in the order of measurement.
-        sides: All sides by name.
+        sides: All sides of a case by name.
         asked: The names to measure; empty = all. Sides that an earlier run measured in a cell are measured along.
         memory: Lengths at which memory is wanted.
         measure: Measures a case with the given sides, beside the cells before it, in so many seconds.
@@ -105,18 +105,21 @@ def sides_study(
     Returns:
         The study.
     """
-    names = asked or tuple(sides)
+
+    def names(case: C) -> tuple[str, ...]:
+        return tuple(name for name in sides(case) if not asked or name in asked)
+
     return Study(
         begun=begun,
         items={case.key: case for case in cases},
         measure=lambda case, cells, seconds: measure(
-            case, with_earlier(names, sides, key=case.key, cells=cells), cells, seconds
+            case, with_earlier(names(case), sides(case), key=case.key, cells=cells), cells, seconds
         ),
         words=lambda cell: seconds_by_side(cell["sides"]),
         summarise=summarise,
         write_page=write_page,
         write_text=write_text,
-        is_current=lambda case, cell: is_measured(case, names, cell=cell, memory=memory),
+        is_current=lambda case, cell: is_measured(case, names(case), cell=cell, memory=memory),
         weight=lambda case: math.sqrt(case.length),
     )
 

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from sortyard.studies.bench.budgets import Budget
-from sortyard.studies.bench.comparison import Terms, compare_sides, is_measured, seconds_by_side, with_earlier
+from sortyard.studies.bench.comparison import Terms, compare_sides, notes_of, sides_study
 from sortyard.studies.bench.encoder_cases import FIXED, PADDED_TO, SHORT, EncoderCase
 from sortyard.studies.bench.encoder_page import encoder_page, encoder_text
-from sortyard.studies.bench.encoder_sides import EncoderSide, encoder_probe, find_sides, side_notes
+from sortyard.studies.bench.encoder_sides import EncoderSide, encoder_probe, find_sides
 from sortyard.studies.bench.encoder_summary import summarise
 from sortyard.studies.bench.results import BenchResult, bench_command, new_result
 from sortyard.studies.bench.runner import Call
-from sortyard.studies.bench.study import Cells, Say, Study, run_study
+from sortyard.studies.bench.study import Cells, Say, run_study
 
 Json = dict[str, Any]
 WHAT = (
@@ -88,11 +88,6 @@ class EncoderPlan:
             for workload, length in kinds
         ]  # fmt: skip
 
-    def sides_of(self, case: EncoderCase, *, cells: Cells) -> dict[str, EncoderSide]:
-        """Return the sides asked for in a case, and those that an earlier run measured there."""
-        everyone = find_sides(case.workload)
-        return with_earlier(self.sides or tuple(everyone), everyone, key=case.key, cells=cells)
-
 
 def run_encoder(plan: EncoderPlan, *, folder: Path, fresh: bool, say: Say) -> tuple[BenchResult, str]:
     """Measure what is missing, writing encoder.json after every cell and encoder.html at the end.
@@ -113,28 +108,38 @@ def run_encoder(plan: EncoderPlan, *, folder: Path, fresh: bool, say: Say) -> tu
         "encoder", what=WHAT, command=plan.command(), seed=plan.seed, threads=plan.threads, device=plan.device,
         settings=plan.settings(), packages=("transformers",), sources=("ops", "model"),
     )  # fmt: skip
-    study = Study(
-        begun=begun,
-        items={case.key: case for case in plan.cases()},
-        measure=lambda case, cells, seconds: measure_cell(case, plan=plan, cells=cells, seconds=seconds, say=say),
-        words=lambda cell: seconds_by_side(cell["sides"]),
-        summarise=lambda cells: {"sides": side_notes(cells), **summarise(cells)},
+    everyone = find_sides(SHORT) | find_sides(FIXED)
+    study = sides_study(
+        begun,
+        cases=plan.cases(),
+        sides=lambda case: find_sides(case.workload),
+        asked=plan.sides,
+        memory=plan.memory,
+        measure=lambda case, sides, cells, seconds: measure_cell(
+            case, sides, plan=plan, cells=cells, seconds=seconds, say=say
+        ),
+        summarise=lambda cells: {"sides": notes_of(everyone, cells), **summarise(cells)},
         write_page=encoder_page,
         write_text=encoder_text,
-        is_current=lambda case, cell: is_measured(
-            case, tuple(plan.sides_of(case, cells={})), cell=cell, memory=plan.memory
-        ),
-        weight=lambda case: float(case.length),
     )
     return run_study(study, folder=folder, fresh=fresh, say=say, seconds=60 * plan.minutes)
 
 
-def measure_cell(case: EncoderCase, *, plan: EncoderPlan, cells: Cells, seconds: float, say: Say) -> Json:
+def measure_cell(
+    case: EncoderCase,
+    sides: Mapping[str, EncoderSide],
+    *,
+    plan: EncoderPlan,
+    cells: Cells,
+    seconds: float,
+    say: Say,
+) -> Json:
     """Measure one case: memory in processes of their own, then time, alternated.
 
     Args:
         case: The case.
-        plan: Sides, repetitions, threads, budget and where to measure memory.
+        sides: The sides by name.
+        plan: Repetitions, threads, budget and where to measure memory.
         cells: What was measured before, from which the cost is predicted.
         seconds: Time that the cell should keep to.
         say: Takes a line of progress.
@@ -142,7 +147,6 @@ def measure_cell(case: EncoderCase, *, plan: EncoderPlan, cells: Cells, seconds:
     Returns:
         The cell: for each side its seconds, real tokens a second, sizes, peak memory, or why it was skipped.
     """
-    sides = plan.sides_of(case, cells=cells)
 
     def calls(names: Collection[str]) -> Mapping[str, Call]:
         return {name: sides[name].call(case) for name in names}

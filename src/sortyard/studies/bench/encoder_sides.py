@@ -1,6 +1,5 @@
 """The sides of `bench encoder`: models, and for short sentences models with a kind of batches."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,7 +10,6 @@ from sortyard.evaluation.compiling import compile_model
 from sortyard.studies.bench.encoder_cases import (
     BATCHING_NOTES,
     FIXED,
-    SHORT,
     EncoderCase,
     make_batches,
 )
@@ -102,13 +100,6 @@ def find_sides(workload: str) -> dict[str, EncoderSide]:
         names = [(model, batching) for model, batchings in _SHORT_SIDES.items() for batching in batchings]
     sides = [_side(model, batching) for model, batching in names]
     return {side.name: side for side in sides}
-
-
-def side_notes(cells: Mapping[str, Any]) -> dict[str, str]:
-    """What the sides that some cell names are, in words."""
-    known = find_sides(SHORT) | find_sides(FIXED)
-    named = dict.fromkeys(name for cell in cells.values() for name in cell["sides"])
-    return {name: known[name].note for name in named}
 
 
 def encoder_probe(*, side: str, **fields: Any) -> Probe:

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.modeling_utils import AttentionInterface
 
 import sortyard  # noqa: F401  (registers the Auto classes)
-from sortyard.errors import InputError
+from sortyard.errors import InputError, first_line
 from sortyard.model.attention.layer import SelfAttention
 from sortyard.ops.segments import Segments
 
@@ -136,8 +136,7 @@ def load_encoder(source: str, *, name: str) -> Encoder:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True).eval()
     except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"--model {source}: no encoder with a tokenizer can be loaded: {reason}") from error
+        raise InputError(f"--model {source}: no encoder with a tokenizer can be loaded: {first_line(error)}") from error
     kind = model.config.model_type
     if getattr(model.config, "causal", False) or getattr(model.config, "is_decoder", False):
         raise InputError(f"--model {source}: is causal; this study compares bidirectional attention")
