@@ -1,0 +1,45 @@
+"""How a run is spread over processes; imports no torch."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from sortyard.options import Options
+
+Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble"]
+ONE_STAGE = ("gpipe", "1f1b")  # each process has one stage; the others give each two
+
+
+class ParallelOptions(Options):
+    """Layout of the processes; it changes who computes what, never what is computed.
+
+    There are pp x dp_replicate x dp_shard x ep x tp processes. Batch sizes of a recipe are those of the whole run, so
+    data-parallel processes share each micro-batch's rows.
+    """
+
+    dp_replicate: int = Field(1, ge=1, le=65_536, description="data parallel: groups that hold the whole model each")
+    dp_shard: int = Field(
+        0, ge=0, le=65_536, description="data parallel: processes that share one copy (FSDP2); 0 = all that are left"
+    )
+    ep: int = Field(1, ge=1, le=1024, description="data parallel: processes that hold different experts of a layer")
+    tp: int = Field(1, ge=1, le=1024, description="tensor parallel: processes that share every layer's width")
+    pp: int = Field(1, ge=1, le=1024, description="pipeline parallel: processes that hold layer after layer")
+    schedule: Schedule = Field("1f1b", description="order in which pipeline stages take micro-batches")
+    sequence_parallel: bool = Field(
+        False, description="under tensor parallelism, keep norms and residual lines cut along the tokens"
+    )
+
+    @model_validator(mode="after")
+    def _has_tensor_parallelism(self) -> Self:
+        if self.sequence_parallel and self.tp == 1:
+            raise ValueError("sequence_parallel is true but tp is 1: it cuts what tensor parallelism repeats")
+        return self
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages; an interleaved process has two."""
+        return self.pp if self.pp == 1 or self.schedule in ONE_STAGE else 2 * self.pp
+
+    def num_processes(self) -> int:
+        """Processes of the layout, where dp_shard 0 counts as 1."""
+        return self.pp * self.dp_replicate * max(1, self.dp_shard) * self.ep * self.tp
