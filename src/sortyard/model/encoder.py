@@ -15,8 +15,13 @@ from sortyard.ops.segments import Segments
 
 @dataclass
 class EncoderTrace:
-    """What the blocks reported, layer by layer."""
+    """What the blocks reported, layer by layer.
 
+    Args:
+        num_expert_layers: of the whole model, of which a pipeline's stage has a few.
+    """
+
+    num_expert_layers: int
     hidden_states: list[Tensor] = field(default_factory=list)
     attentions: list[Tensor] = field(default_factory=list)
     routing: list[RoutingRecord] = field(default_factory=list)
@@ -24,7 +29,9 @@ class EncoderTrace:
     @property
     def aux_loss(self) -> Float[Tensor, ""] | None:
         """Balance loss, the mean over expert layers."""
-        return torch.stack([record.balance for record in self.routing]).mean() if self.routing else None
+        if not self.routing:
+            return None
+        return torch.stack([record.balance for record in self.routing]).sum() / self.num_expert_layers
 
     @property
     def expert_loads(self) -> Float[Tensor, "L E"] | None:
@@ -38,6 +45,8 @@ class Encoder(nn.Module):
     def __init__(self, config: SortyardConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.num_expert_layers = sum(config.has_experts(layer) for layer in range(config.num_hidden_layers))
+        self.num_bucket_layers = sum(isinstance(layer.attention.core, BucketCore) for layer in self.layers)
         has_norm = config.final_norm and config.norm_position == "pre"
         self.final_norm = (
             nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.use_bias) if has_norm else nn.Identity()
@@ -66,7 +75,7 @@ class Encoder(nn.Module):
         Returns:
             The final states and the trace.
         """
-        trace = EncoderTrace()
+        trace = EncoderTrace(self.num_expert_layers)
         for layer in self.layers:
             trace.hidden_states.append(hidden)
             output = BlockOutput(  # again: a checkpoint makes a plain tuple of it
@@ -89,6 +98,6 @@ class Encoder(nn.Module):
         return hidden, trace
 
     def sparsity(self, segments: Segments) -> float | None:
-        """Share of query-key pairs the bucket layers leave out of this batch; None without bucket layers."""
+        """Mean share of query-key pairs the bucket layers leave out of this batch; None without bucket layers."""
         values = [module.sparsity(segments) for module in self.modules() if isinstance(module, BucketCore)]
         return sum(values) / len(values) if values else None

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationMixin
@@ -70,6 +71,19 @@ class _LanguageModel(SortyardPreTrainedModel):
         """Replace the projection onto the vocabulary."""
         self.decoder = new_embeddings
 
+    def score(self, hidden: Float[Tensor, "... W"], labels: Int[Tensor, "..."]) -> tuple[Tensor, Tensor]:
+        """Project onto the vocabulary, and add up the losses; processes that share the vocabulary replace this.
+
+        Args:
+            hidden: what the projection reads.
+            labels: the id at each place, -100 where there is no target.
+
+        Returns:
+            Logits [..., V] (of this process's ids) and the sum of the losses.
+        """
+        logits = self.decoder(hidden)
+        return logits, cross_entropy(logits.flatten(0, -2), labels.flatten()).total
+
 
 class SortyardForMaskedLM(_LanguageModel):
     """Predicts masked tokens."""
@@ -105,9 +119,8 @@ class SortyardForMaskedLM(_LanguageModel):
         if self.config.sparse_prediction:
             targets = labels != IGNORED
             hidden, labels = hidden[targets], labels[targets]
-        logits = self.decoder(self.head(hidden))
-        loss = cross_entropy(logits.flatten(0, -2), labels.flatten())
-        return _head_output(outputs, logits, loss, num_items_in_batch)
+        logits, total = self.score(self.head(hidden), labels)
+        return _head_output(outputs, logits, TargetLoss(total, (labels != IGNORED).sum()), num_items_in_batch)
 
 
 class SortyardForCausalLM(_LanguageModel, GenerationMixin):
@@ -147,13 +160,13 @@ class SortyardForCausalLM(_LanguageModel, GenerationMixin):
         kwargs.pop("past_key_values", None)
         has_labels = labels is not None or shift_labels is not None
         outputs, hidden = _encode(self.model, input_ids, attention_mask, inputs_embeds, has_labels=has_labels, **kwargs)
-        logits = self.decoder(self.head(hidden[:, -logits_to_keep:]))
-        loss = None
-        if shift_labels is not None:
-            loss = cross_entropy(logits.flatten(0, 1), shift_labels.flatten())
-        elif labels is not None:
-            loss = cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return _head_output(outputs, logits, loss, num_items_in_batch)
+        hidden = self.head(hidden[:, -logits_to_keep:])
+        if labels is not None and shift_labels is None:
+            shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        if shift_labels is None:
+            return _head_output(outputs, self.decoder(hidden), None, None)
+        logits, total = self.score(hidden, shift_labels)
+        return _head_output(outputs, logits, TargetLoss(total, (shift_labels != IGNORED).sum()), num_items_in_batch)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any

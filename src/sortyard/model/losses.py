@@ -29,12 +29,15 @@ class TargetLoss(NamedTuple):
             Their sum; the task loss (sum over targets / targets of the step); the balance loss, weighted by this
             batch's share of the step's targets.
         """
-        targets = self.num_targets.clamp_min(1)
-        whole = targets if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=targets.device)
+        whole = self.num_targets.clamp_min(1)
+        if num_items_in_batch is not None:
+            whole = torch.as_tensor(num_items_in_batch, device=self.num_targets.device)
         task = self.total / whole
         if aux_loss is None:
             return task, task, None
-        balance = aux_loss * (self.num_targets / whole)
+        balance = aux_loss
+        if num_items_in_batch is not None:
+            balance = aux_loss * (self.num_targets.to(aux_loss.dtype) / whole)
         return task + balance, task, balance
 
 

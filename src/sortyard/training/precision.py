@@ -29,6 +29,26 @@ class Precision:
         """Whether a gradient that is not finite can still be the loss scale's fault rather than the data's."""
         return self.scaler.is_enabled() and self.scaler.get_scale() > LOWEST_LOSS_SCALE
 
+    def loss_scale(self) -> float:
+        """Factor on the loss of the next step; 1 unless the loss is scaled."""
+        if not self.scaler.is_enabled():
+            return 1.0
+        self.scaler.scale(torch.zeros((), device=self.device))  # the scale is made on first use
+        return float(self.scaler.get_scale())
+
+    def settle(self, *, overflowed: bool) -> None:
+        """Move the loss scale after a step whose gradients were looked through elsewhere, as `scaler.update` does."""
+        if not self.scaler.is_enabled():
+            return
+        torch._amp_update_scale_(
+            self.scaler._scale,  # type: ignore[arg-type]
+            self.scaler._growth_tracker,  # type: ignore[arg-type]
+            torch.full((1,), float(overflowed), device=self.device),
+            self.scaler.get_growth_factor(),
+            self.scaler.get_backoff_factor(),
+            self.scaler.get_growth_interval(),
+        )
+
     def state(self) -> dict[str, Any]:
         """JSON values to continue from; empty unless the loss is scaled."""
         return dict(self.scaler.state_dict())

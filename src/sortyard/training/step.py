@@ -128,9 +128,17 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def dropout_seed(seed: int, *, step: int, micro: int) -> int:
-    """Seed of torch's generator for one micro-batch, so that dropout needs no saved generator state."""
-    digest = hashlib.blake2b(f"dropout {seed} {step} {micro}".encode(), digest_size=8).digest()
+def dropout_seed(seed: int, *, step: int, micro: int, share: int = 0) -> int:
+    """Seed of torch's generator for one micro-batch, so that dropout needs no saved generator state.
+
+    Args:
+        seed: the run's seed.
+        step: number of the step.
+        micro: number of the micro-batch.
+        share: which share of its rows, where several processes have one each.
+    """
+    text = f"dropout {seed} {step} {micro}" + (f" {share}" if share else "")
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sortyard.model.experts.balance import balance_loss, mean_probabilities
+from sortyard.model.experts.balance import balance_loss, summed_shares
 from sortyard.ops.expert_dispatch import Routing, route
 
 N = 8
@@ -45,7 +45,7 @@ def test_literal_form_is_the_published_formula():
 
 def test_switch_form():
     routing = routing_of(skewed_scores())
-    expected = 0.01 * N * (routing.fractions.double() * mean_probabilities(routing)).sum()
+    expected = 0.01 * N * (routing.fractions.double() * summed_shares(routing) / routing.num_tokens).sum()
     torch.testing.assert_close(balance_loss(routing, form="switch", coef=0.01), expected)
 
 

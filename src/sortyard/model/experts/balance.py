@@ -1,5 +1,7 @@
 """Losses that keep the experts evenly used."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -7,7 +9,14 @@ from torch import Tensor
 from sortyard.ops.expert_dispatch import Routing
 
 
-def balance_loss(routing: Routing, *, form: str, coef: float) -> Float[Tensor, ""]:
+def of_this_batch(sums: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The sums of one process are those of the whole batch."""
+    return sums
+
+
+def balance_loss(
+    routing: Routing, *, form: str, coef: float, total: Callable[[Tensor], Tensor] = of_this_batch
+) -> Float[Tensor, ""]:
     """Measure how unevenly a layer's experts are used.
 
     With N experts, f the shares of routed copies (no gradient) and P the mean over real tokens of the scores
@@ -23,6 +32,7 @@ def balance_loss(routing: Routing, *, form: str, coef: float) -> Float[Tensor, "
         routing: one layer's routing.
         form: one of the names above.
         coef: weight of the loss, at least 0.
+        total: adds a vector up over the processes that share a batch; its gradient is that of this process's part.
 
     Returns:
         The weighted loss of this batch.
@@ -32,25 +42,30 @@ def balance_loss(routing: Routing, *, form: str, coef: float) -> Float[Tensor, "
     """
     if form not in _FORMS:
         raise ValueError(f"balance={form!r} is unknown; choose one of {', '.join(_FORMS)}")
-    if routing.num_tokens == 0 or coef == 0:
+    if coef == 0:
         return routing.scores.new_zeros(())
-    scores = routing.scores
-    return coef * _FORMS[form](routing.fractions.to(scores.dtype), mean_probabilities(routing))
+    num_experts = routing.scores.shape[1]
+    loads = routing.loads.to(routing.scores.dtype)
+    num_tokens = loads.new_full((1,), float(routing.num_tokens))
+    sums = total(torch.cat([loads, summed_shares(routing), num_tokens]))
+    loads, shares, tokens = sums.split([num_experts, num_experts, 1])
+    loss = _FORMS[form](loads / loads.sum().clamp(min=1), shares / tokens.clamp(min=1))
+    return coef * loss * (tokens[0] > 0)
 
 
-def mean_probabilities(routing: Routing) -> Float[Tensor, " E"]:
-    """Average the scores, normalised over experts, over the real tokens.
+def summed_shares(routing: Routing) -> Float[Tensor, " E"]:
+    """Add up the scores, normalised over experts, over the real tokens.
 
     Args:
-        routing: one layer's routing of at least one real token.
+        routing: one layer's routing.
 
     Returns:
-        The mean share of the gate's mass that each expert gets; adds up to 1.
+        The gate's mass that each expert gets; adds up to the number of tokens.
     """
     scores = routing.scores
     shares = scores / (scores.sum(dim=1, keepdim=True) + torch.finfo(scores.dtype).tiny)
     real = routing.experts[:, :1] < scores.shape[1]
-    return torch.where(real, shares, torch.zeros_like(shares)).sum(dim=0) / routing.num_tokens
+    return torch.where(real, shares, torch.zeros_like(shares)).sum(dim=0)
 
 
 def _default(loads: Tensor, gates: Tensor) -> Tensor:

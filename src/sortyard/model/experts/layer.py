@@ -1,12 +1,14 @@
 """The expert layer: a router, stacked experts and the record of what was decided."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 
-from sortyard.model.experts.balance import balance_loss
+from sortyard.model.experts.balance import balance_loss, of_this_batch
 from sortyard.model.experts.context import Context, make_context
 from sortyard.model.experts.interface import EAGER, OURS, foreign_function
 from sortyard.model.experts.options import ExpertOptions
@@ -56,6 +58,7 @@ class ExpertLayer(nn.Module):
         self.balance = options.balance
         self.balance_coef = options.balance_coef
         self.bias_update_rate = options.bias_update_rate
+        self.total: Callable[[Tensor], Tensor] = of_this_batch  # replaced where processes share a batch
         self.context: Context = make_context(options)
         self.router: Router = make_router(options, hidden_size=hidden_size, layer_index=layer_index)
         width = 2 * inner if gated else inner
@@ -101,7 +104,7 @@ class ExpertLayer(nn.Module):
         """
         routing = self.router(hidden, self.context(hidden, segments), token_ids, segments)
         mixed = self.mix(hidden.flatten(0, 1), routing)
-        balance = balance_loss(routing, form=self.balance, coef=self.balance_coef)
+        balance = balance_loss(routing, form=self.balance, coef=self.balance_coef, total=self.total)
         record = RoutingRecord(routing.scores, routing.experts, routing.weights, routing.loads, balance)
         return mixed.view_as(hidden), record
 

@@ -1,0 +1,231 @@
+"""From a whole model to this process's part of it; the order is `parallelize`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from sortyard.parallel.data import set_reduction, shard_stage
+from sortyard.parallel.experts import balance_over, cut_experts
+from sortyard.parallel.mesh import Layout
+from sortyard.parallel.placement import Placement, even_span
+from sortyard.parallel.schedule import Pipeline, stages_of
+from sortyard.parallel.stage import Batch, Shares, Stage, StageReport, split_model
+from sortyard.parallel.tensor import cut_by_plan, share_layers
+
+TIED = "model.embeddings.word_embeddings.weight"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A parameter or buffer, or what of it this process holds.
+
+    Args:
+        name: in the whole model.
+        tensor: as the model has it, possibly a DTensor.
+        placement: what tensor and expert parallelism left of it.
+        first_row: rows of that which other data-parallel processes hold before this one's.
+        is_owned: whether this process answers for it, where several hold the same.
+    """
+
+    name: str
+    tensor: Tensor
+    placement: Placement
+    first_row: int
+    is_owned: bool
+
+
+class SplitModel:
+    """This process's part of a model that several train together.
+
+    Args:
+        stages: the pipeline's stages held here.
+        layout: the processes.
+        placements: what is held of each of the stages' tensors, in the stages' order.
+        added_up: names of parameters whose gradients are parts within a tensor-parallel group.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        *,
+        layout: Layout,
+        placements: Sequence[dict[str, Placement]],
+        added_up: Sequence[str],
+    ) -> None:
+        self.stages = nn.ModuleList(stages)
+        self.layout = layout
+        self._placements = placements
+        self._added_up = frozenset(added_up)
+        self._pipelines: dict[tuple[int, ...], Pipeline] = {}
+
+    def backward(self, batches: Sequence[Batch], shares: Shares) -> list[StageReport]:
+        """Run a step's micro-batches, this process's rows of them, and leave the gradients of the whole step.
+
+        Args:
+            batches: tensors on the device; the same number on all processes, and in a pipeline of one shape.
+            shares: what they count for.
+
+        Returns:
+            What the stages held here saw.
+        """
+        for stage in self._stages():
+            stage.load(batches, shares)
+        if self.layout.options.pp > 1:
+            self._pipeline(batches).run()
+        else:
+            for number in range(len(batches)):
+                set_reduction(self.stages[0], is_last=number == len(batches) - 1, layout=self.layout)
+                self.stages[0](micro=torch.tensor(number)).backward()
+        self._add_up_gradients()
+        return [report for stage in self._stages() for report in stage.reports.values()]
+
+    def held(self, *, buffers: bool = True) -> Iterator[Held]:
+        """What this process holds, stage by stage; tied tensors once for each stage."""
+        for stage, placements in zip(self._stages(), self._placements, strict=True):
+            model: Any = stage.model
+            for name, parameter in model.named_parameters():
+                yield self._held_parameter(name, parameter, placements[name])
+            if not buffers:
+                continue
+            persistent = model.state_dict(keep_vars=True).keys()
+            for name, buffer in model.named_buffers():
+                if name in persistent:
+                    is_owned = self.layout.data_rank == 0 and self.layout.tensor_rank == 0
+                    yield Held(name, buffer, Placement.of(buffer), 0, is_owned)
+
+    @property
+    def config(self) -> Any:
+        """The whole model's configuration."""
+        return self._stages()[0].model.config
+
+    @property
+    def num_expert_layers(self) -> int:
+        """Expert layers of the whole model."""
+        return int(self._stages()[0].model.base_model.encoder.num_expert_layers)
+
+    def update_expert_bias(self, loads: Tensor) -> None:
+        """Move the selection biases by the loads [layers, E] of the whole step; the same on all processes."""
+        for stage in self._stages():
+            encoder = stage.model.base_model.encoder
+            own = sum(block.is_routed for block in encoder.layers)
+            first = stage.first_expert_layer
+            stage.model.update_expert_bias(loads[first : first + own])
+
+    def _stages(self) -> list[Stage]:
+        return list(self.stages)  # type: ignore[arg-type]
+
+    def _held_parameter(self, name: str, parameter: Tensor, placement: Placement) -> Held:
+        layout = self.layout
+        is_owned = (placement.by_tensor_parallelism or layout.tensor_rank == 0) and not placement.is_repeated
+        if not isinstance(parameter, DTensor):
+            return Held(name, parameter, placement, 0, is_owned)
+        by_experts = placement.by_expert_parallelism
+        grid, dim = (layout.experts, "dp_shard") if by_experts else (layout.dense, "fsdp")
+        first, _ = even_span(parameter.shape[0], grid.size(grid.mesh_dim_names.index(dim)), grid.get_local_rank(dim))
+        return Held(name, parameter, placement, first, is_owned and layout.dense.get_local_rank("dp_replicate") == 0)
+
+    def _pipeline(self, batches: Sequence[Batch]) -> Pipeline:
+        rows, length = batches[0]["input_ids"].shape
+        key = (len(batches), rows, length)
+        if key not in self._pipelines:
+            self._pipelines[key] = Pipeline(
+                self._stages(),
+                layout=self.layout,
+                num_micro_batches=len(batches),
+                shape=(rows, length, self.config.hidden_size),
+                dtype=next(self.stages.parameters()).dtype,
+            )
+        return self._pipelines[key]
+
+    def _add_up_gradients(self) -> None:
+        tied = []
+        for held in self.held(buffers=False):
+            if held.tensor.grad is None:
+                held.tensor.grad = torch.zeros_like(held.tensor)  # a stage of pads only: others take part all the same
+            gradient = local(held.tensor.grad)
+            if held.name in self._added_up:
+                dist.all_reduce(gradient, group=self.layout.tensor_group)
+            if held.name == TIED:
+                tied.append(gradient)
+        self._add_up_tied(tied)
+
+    def _add_up_tied(self, gradients: list[Tensor]) -> None:
+        """Give the first stage's embeddings and the last one's projection, which are one tensor, one gradient."""
+        if self.layout.options.pp == 1 or not gradients:
+            return
+        if len(gradients) == 2:  # both stages are here
+            total = gradients[0] + gradients[1]
+        else:
+            group = self.layout.dense.get_group("pp")
+            peer = dist.get_global_rank(group, group.size() - 1 - group.rank())
+            other = torch.empty_like(gradients[0])
+            swaps = [dist.P2POp(dist.isend, gradients[0].contiguous(), peer, group)]
+            swaps.append(dist.P2POp(dist.irecv, other, peer, group))
+            for swap in dist.batch_isend_irecv(swaps):
+                swap.wait()
+            total = gradients[0] + other
+        for gradient in gradients:
+            gradient.copy_(total)
+
+
+def parallelize(
+    model: Any,
+    *,
+    layout: Layout,
+    count_targets: Callable[[Batch], int],
+    autocast: Callable[[], AbstractContextManager[Any]],
+    checkpoint_activations: Callable[[Any], None] = lambda part: None,
+) -> SplitModel:
+    """Cut a whole model to what this process holds; every process calls this with the same model.
+
+    The order: stages, experts, widths, recomputation, device, then data parallelism around the rest. Nothing in the
+    model's own code knows of it.
+
+    Args:
+        model: a head of sortyard.model with the weights to start from; it is used up.
+        layout: the processes.
+        count_targets: of a batch.
+        autocast: the context of a forward pass.
+        checkpoint_activations: makes a part of the model recompute activations.
+    """
+    options = layout.options
+    indices = stages_of(options, rank=layout.stage_rank)
+    stages, all_placements, added_up = [], [], []
+    for index, (part, before) in zip(
+        indices, split_model(model, indices=indices, num_stages=options.num_stages), strict=True
+    ):
+        placements = {name: Placement.of(parameter) for name, parameter in part.named_parameters()}
+        if options.ep > 1:
+            cut_experts(part, group=layout.expert_group, placements=placements)
+        if options.tp > 1:
+            cut_by_plan(part, group=layout.tensor_group, placements=placements)
+            added_up += share_layers(part, group=layout.tensor_group, by_tokens=options.sequence_parallel)
+        if layout.data_size > 1:
+            balance_over(part, group=layout.data)
+        if index > 0 and TIED in placements:
+            placements[TIED] = replace(placements[TIED], is_repeated=True)
+        checkpoint_activations(part)
+        part.to(layout.device).train()
+        stage = Stage(
+            part,
+            index=index,
+            num_stages=options.num_stages,
+            first_expert_layer=before,
+            count_targets=count_targets,
+            autocast=autocast,
+        )
+        shard_stage(stage, layout)
+        stages.append(stage)
+        all_placements.append(placements)
+    return SplitModel(stages, layout=layout, placements=all_placements, added_up=added_up)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that is in this process's memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,46 @@
+"""Data parallelism: processes share parameters, gradients and optimizer states (FSDP2), or hold them whole."""
+
+from typing import Any
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from sortyard.parallel.experts import SharedExperts
+from sortyard.parallel.mesh import Layout
+from sortyard.parallel.stage import Stage
+
+
+def shard_stage(stage: Stage, layout: Layout) -> None:
+    """Cut a stage's parameters over the processes that see different rows, block by block.
+
+    Experts are cut over fewer processes than the rest where the others hold other experts. The loss is divided by the
+    targets of all processes already, so gradients add up and are never averaged.
+    """
+    if layout.data_size == 1:
+        return
+    dense = _mesh(layout.dense, "fsdp", layout)
+    experts = _mesh(layout.experts, "dp_shard" if layout.options.ep > 1 else "fsdp", layout)
+    keep = layout.options.pp > 1  # a pipeline comes by the same parameters again for every micro-batch
+    model: Any = stage.model
+    for block in model.base_model.encoder.layers:
+        if layout.options.ep > 1 and isinstance(block.ffn, SharedExperts):
+            if any(True for _ in block.ffn.router.parameters()):
+                fully_shard(block.ffn.router, mesh=dense, reshard_after_forward=not keep)
+            fully_shard(block.ffn, mesh=experts, reshard_after_forward=not keep)
+        fully_shard(block, mesh=dense, reshard_after_forward=not keep)
+    fully_shard(stage, mesh=dense, reshard_after_forward=False)
+    for module in stage.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo cannot scale while it adds
+
+
+def set_reduction(stage: nn.Module, *, is_last: bool, layout: Layout) -> None:
+    """Before a backward pass: whole copies wait for the last micro-batch with adding up; cut ones save the memory."""
+    if isinstance(stage, FSDPModule) and layout.options.dp_shard * layout.options.ep == 1:
+        stage.set_requires_gradient_sync(is_last)
+
+
+def _mesh(grid: DeviceMesh, shard_dim: str, layout: Layout) -> DeviceMesh:
+    return grid["dp_replicate", shard_dim] if layout.options.dp_replicate > 1 else grid[shard_dim]

@@ -1,0 +1,120 @@
+"""The processes of a run in a grid, and this one's place there."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from math import prod
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from sortyard.errors import InputError
+from sortyard.parallel.options import ParallelOptions
+
+DENSE_DIMS = ("pp", "dp_replicate", "fsdp", "tp")
+EXPERT_DIMS = ("pp", "dp_replicate", "dp_shard", "ep", "tp")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Groups of processes, and this one's place in each.
+
+    Args:
+        options: the layout's sizes, dp_shard resolved.
+        device: where this process computes.
+        dense: grid for tensors that expert parallelism repeats; "fsdp" is dp_shard x ep.
+        experts: grid for the experts; the same as `dense` but for the cut between dp_shard and ep.
+        data: the processes that see different rows of a micro-batch.
+    """
+
+    options: ParallelOptions
+    device: torch.device
+    dense: DeviceMesh
+    experts: DeviceMesh
+    data: dist.ProcessGroup
+
+    @classmethod
+    def make(cls, options: ParallelOptions, *, device: torch.device) -> "Layout":
+        """Build the groups; every process of the run must call this.
+
+        Raises:
+            InputError: the sizes do not multiply to the number of processes.
+        """
+        options = resolve(options, num_processes=dist.get_world_size())
+        fsdp = options.dp_shard * options.ep
+        dense = init_device_mesh(
+            device.type, (options.pp, options.dp_replicate, fsdp, options.tp), mesh_dim_names=DENSE_DIMS
+        )
+        experts = dense
+        if options.ep > 1:
+            sizes = (options.pp, options.dp_replicate, options.dp_shard, options.ep, options.tp)
+            experts = init_device_mesh(device.type, sizes, mesh_dim_names=EXPERT_DIMS)
+        data = dense.get_group("fsdp")
+        if options.dp_replicate > 1:
+            grid = (options.pp, options.dp_replicate * fsdp, options.tp)
+            data = init_device_mesh(device.type, grid, mesh_dim_names=("pp", "dp", "tp")).get_group("dp")
+        return cls(options, device, dense, experts, data)
+
+    @property
+    def stage_rank(self) -> int:
+        """Place in the pipeline."""
+        return self.dense.get_local_rank("pp")
+
+    @property
+    def tensor_rank(self) -> int:
+        """Place among those that share each layer."""
+        return self.dense.get_local_rank("tp")
+
+    @property
+    def data_rank(self) -> int:
+        """Place among those that see different rows."""
+        return self.data.rank()
+
+    @property
+    def data_size(self) -> int:
+        """How many see different rows."""
+        return self.data.size()
+
+    @property
+    def tensor_group(self) -> dist.ProcessGroup:
+        """Those that share each layer."""
+        return self.dense.get_group("tp")
+
+    @property
+    def expert_group(self) -> dist.ProcessGroup:
+        """Those that hold different experts."""
+        return self.experts.get_group("ep")
+
+
+def resolve(options: ParallelOptions, *, num_processes: int) -> ParallelOptions:
+    """Give dp_shard the processes that the other dims leave.
+
+    Raises:
+        InputError: the sizes do not multiply to the number of processes.
+    """
+    sizes = {name: getattr(options, name) for name in ("pp", "dp_replicate", "ep", "tp")}
+    others = prod(sizes.values())
+    shard = options.dp_shard or max(1, num_processes // others)
+    if others * shard != num_processes:
+        named = " x ".join(f"{name} {size}" for name, size in {**sizes, "dp_shard": options.dp_shard}.items())
+        raise InputError(
+            f"parallel: {named} does not come to {num_processes} processes; start {others * max(1, options.dp_shard)}, "
+            "or change the sizes (dp_shard 0 takes what the others leave)"
+        )
+    return options.model_copy(update={"dp_shard": shard})
+
+
+def is_one_of_many() -> bool:
+    """Whether this process was started as one of several, by torchrun or `sortyard` itself."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join_processes(*, device: torch.device, timeout_seconds: float) -> None:
+    """Meet the other processes; does nothing when they have met."""
+    if dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))

@@ -1,0 +1,280 @@
+"""A small model trained by several processes in many layouts, beside the same run in one process.
+
+Started as `python -m tests.parallel.equality FOLDER RANK SIZE` by `run_world`, with the cases in FOLDER/cases.json and
+the runs of one process in FOLDER/reference-*.safetensors. Each process leaves FOLDER/report-RANK.json: how far every case is off.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sortyard import SortyardConfig
+from sortyard.model.factory import HEADS
+from sortyard.objectives.causal_lm import CausalLMObjective
+from sortyard.objectives.masked_lm import MaskedLMObjective
+from sortyard.parallel.apply import SplitModel, local, parallelize
+from sortyard.parallel.mesh import Layout
+from sortyard.parallel.options import ParallelOptions
+from sortyard.training.optimizer import build_optimizer
+from sortyard.training.options import OptimizerOptions
+from sortyard.training.precision import Precision
+from sortyard.training.split_step import SplitStepper
+from sortyard.training.step import Stepper, StepResult
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS, LENGTH, VOCABULARY = 8, 48, 96
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "intermediate_size": 48, "moe_intermediate_size": 24, "num_experts": 8, "num_expert_groups": 2,
+    "max_position_embeddings": LENGTH, "dense_up_to": 16, "bucket_size": 4, "near_buckets": 2, "beam": 2,
+    "query_chunk": 8, "local_window": 2, "initializer_range": 0.2, "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0, "bias_update_rate": 1e-3, "balance_coef": 0.05,
+}  # fmt: skip
+MODELS: dict[str, dict[str, Any]] = {
+    "tree": {},
+    "mixed": {  # dense and sliding layers, a shared expert, biases, post-norm, learned positions, narrow embeddings
+        "attention_layers": ["dense", "bucket", "sliding", "bucket"], "sliding_window": 4,
+        "expert_layers": [False, True, True, False], "shared_expert": True, "use_bias": True, "gated_ffn": False,
+        "norm_position": "post", "position_embedding_type": "learned", "embedding_size": 16, "vocab_size": 93,
+    },
+    "deep": {"num_hidden_layers": 8, "expert_layers": [False, True] * 4},
+    "causal": {"causal": True, "context": "running_mean", "selection": "rounds"},
+    "wide": {"hidden_size": 64},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layout of one model."""
+
+    layout: dict[str, Any]
+    model: str = "tree"
+    accumulation: int = 8
+    steps: int = 20
+    checkpointing: bool = False
+    dtype: str = "float64"
+    precision: str = "fp32"
+    break_it: str = ""  # the name of a silent bug to put back
+
+    @property
+    def name(self) -> str:
+        layout = "-".join(f"{name}{value}" for name, value in self.layout.items())
+        return "-".join(
+            [layout, self.model, f"x{self.accumulation}"]
+            + ["checkpointing"] * self.checkpointing + [self.break_it] * bool(self.break_it)
+        )  # fmt: skip
+
+    @property
+    def reference(self) -> str:
+        return f"reference-{self.model}-x{self.accumulation}-{self.steps}-{self.dtype}-{self.precision}.safetensors"
+
+
+@dataclass
+class Course:
+    """What a run did: losses and norms by step, gradients at the first and last update."""
+
+    losses: list[float] = field(default_factory=list)
+    balances: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    loads: list[Tensor] = field(default_factory=list)
+
+    def add(self, result: StepResult) -> None:
+        assert result.outcome == "updated", result
+        self.losses.append(result.task_loss)
+        self.balances.append(result.balance_loss)
+        self.norms.append(result.grad_norm)
+        if result.expert_loads is not None:
+            self.loads.append(result.expert_loads.double())
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("losses", "balances", "norms")}
+        return found | {"loads": torch.stack(self.loads)}
+
+
+def make_model(case: Case) -> Any:
+    fields = SMALL | MODELS[case.model]
+    torch.manual_seed(7)
+    kind = "causal_lm" if fields.get("causal") else "masked_lm"
+    return HEADS[kind](SortyardConfig(**fields)).to(getattr(torch, case.dtype)).train()
+
+
+def objective(case: Case) -> Any:
+    return CausalLMObjective() if MODELS[case.model].get("causal") else MaskedLMObjective()
+
+
+def micro_batch(step: int, micro: int, *, share: tuple[int, int] = (0, 1), causal: bool = False) -> dict[str, Tensor]:
+    """Rows of two packed texts and some padding; targets are few in some rows and many in others."""
+    generator = torch.Generator().manual_seed(1000 * step + micro)
+    ids = torch.randint(4, 90, (ROWS, LENGTH), generator=generator)
+    rates = torch.rand(ROWS, 1, generator=generator) * 0.5
+    is_target = torch.rand(ROWS, LENGTH, generator=generator) < rates
+    borders = torch.randint(10, 25, (ROWS,), generator=generator).tolist()
+    used = torch.randint(30, LENGTH + 1, (ROWS,), generator=generator).tolist()
+    real = torch.arange(LENGTH)[None] < torch.tensor(used)[:, None]
+    is_target |= torch.arange(LENGTH)[None] == 3
+    labels = ids.masked_fill(~real if causal else ~(is_target & real), -100)
+    rows = torch.arange(ROWS).tensor_split(share[1])[share[0]].tolist()
+    bounds = [0]
+    for at, row in enumerate(rows):
+        inner = [borders[row], used[row]] + [LENGTH] * (used[row] < LENGTH)
+        bounds += [at * LENGTH + end for end in inner]
+    ids = torch.where(real, ids, 0)
+    return {
+        "input_ids": ids[rows], "attention_mask": real[rows].long(), "labels": labels[rows],
+        "cu_seqlens": torch.tensor(bounds, dtype=torch.int32),
+    }  # fmt: skip
+
+
+def run_reference(case: Case, folder: Path) -> None:
+    """The same run in one process; nothing is done where it is there."""
+    path = folder / case.reference
+    if path.exists():
+        return
+    model, aim = make_model(case), objective(case)
+    optimizer = build_optimizer(model, OptimizerOptions(lr=1e-3))
+    course, gradients = Course(), {}
+
+    def note(*_: Any) -> None:
+        prefix = "first" if not course.losses else "last"
+        gradients.update({f"{prefix}/{name}": p.grad.clone() for name, p in model.named_parameters()})
+
+    optimizer.register_step_pre_hook(note)
+    stepper = Stepper(
+        model, objective=aim, optimizer=optimizer, precision=Precision(case.precision, device=torch.device("cpu")),
+        max_grad_norm=1.0, lr=lambda step: 1e-3, seed=3,
+    )  # fmt: skip
+    for step in range(case.steps):
+        course.add(stepper.take([micro_batch(step, m, causal=_causal(case)) for m in range(case.accumulation)], step=step))
+    values = {f"value/{name}": p.detach() for name, p in model.named_parameters()}
+    save_file(course.tensors() | gradients | values, path)
+
+
+def _causal(case: Case) -> bool:
+    return bool(MODELS[case.model].get("causal"))
+
+
+def run_case(case: Case, folder: Path) -> dict[str, Any]:
+    """Train in a layout, and say how far it is from one process."""
+    from tests.parallel.silent_bugs import put_back
+
+    started = time.perf_counter()
+    reference = load_file(folder / case.reference)
+    with put_back(case.break_it):
+        layout = Layout.make(ParallelOptions(**case.layout), device=torch.device("cpu"))
+        aim, precision = objective(case), Precision(case.precision, device=torch.device("cpu"))
+        split = parallelize(
+            make_model(case), layout=layout, count_targets=aim.count_targets, autocast=precision.autocast,
+            checkpoint_activations=_checkpoint if case.checkpointing else lambda part: None,
+        )  # fmt: skip
+        optimizer = build_optimizer(split.stages, OptimizerOptions(lr=1e-3))
+        course = Course()
+        worst = {"first": 0.0, "last": 0.0}
+
+        def note(*_: Any) -> None:
+            when = "first" if not course.losses else "last"
+            if when == "first" or len(course.losses) == case.steps - 1:
+                worst[when] = _furthest(split, reference, when)
+
+        optimizer.register_step_pre_hook(note)
+        stepper = SplitStepper(
+            split, count_targets=aim.count_targets, optimizer=optimizer, precision=precision, max_grad_norm=1.0,
+            lr=lambda step: 1e-3, seed=3,
+        )  # fmt: skip
+        share = (layout.data_rank, layout.data_size)
+        for step in range(case.steps):
+            batches = [micro_batch(step, m, share=share, causal=_causal(case)) for m in range(case.accumulation)]
+            course.add(stepper.take(batches, step=step))
+    own = course.tensors()
+    found = {name: float((own[name] - reference[name]).abs().max()) for name in ("losses", "balances", "norms", "loads")}
+    found |= {"first": worst["first"], "last": worst["last"], "values": _furthest(split, reference, "value")}
+    return found | {"seconds": time.perf_counter() - started, "covered": _covered(split)}
+
+
+def _checkpoint(part: Any) -> None:
+    part.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def _furthest(split: SplitModel, reference: dict[str, Tensor], kind: str) -> float:
+    """Largest difference of a gradient or value from one process's, relative to the largest of its tensor."""
+    furthest = 0.0
+    for held in split.held(buffers=False):
+        value = held.tensor.detach() if kind == "value" else held.tensor.grad
+        whole = reference[f"{kind}/{held.name}"]
+        part = local(value)
+        for box in held.placement.boxes(part, first_row=held.first_row):
+            own = part[box.index]
+            there = tuple(slice(o, o + n) for o, n in zip(box.offset, own.shape, strict=True))
+            scale = float(whole.abs().max()) or 1.0
+            furthest = max(furthest, float((own - whole[there]).abs().max()) / scale)
+    return furthest
+
+
+def _covered(split: SplitModel) -> dict[str, int]:
+    """How many elements of each parameter this process answers for."""
+    counts: dict[str, int] = {}
+    for held in split.held(buffers=False):
+        if held.is_owned:
+            part = local(held.tensor)
+            boxes = held.placement.boxes(part, first_row=held.first_row)
+            counts[held.name] = counts.get(held.name, 0) + sum(part[box.index].numel() for box in boxes)
+    return counts
+
+
+def run_world(cases: Sequence[Case], *, size: int, folder: Path, timeout: float = 1200) -> list[dict[str, Any]]:
+    """Run cases one after another in a world of processes; the report of each case is the worst of all of them."""
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    for case in cases:
+        run_reference(case, folder)
+    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    words = [sys.executable, "-m", "tests.parallel.equality", str(folder)]
+    (folder / "meeting").unlink(missing_ok=True)
+    logs = [folder / f"log-{rank}.txt" for rank in range(size)]
+    processes = []
+    try:
+        for rank, log in enumerate(logs):
+            with log.open("w") as out:
+                command = [*words, str(rank), str(size)]
+                processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out))
+        deadline = time.monotonic() + timeout
+        codes = [process.wait(timeout=max(1, deadline - time.monotonic())) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(codes), "\n".join(log.read_text()[-3000:] for log in logs)
+    reports = [json.loads((folder / f"report-{rank}.json").read_text()) for rank in range(size)]
+    return [_together([report[number] for report in reports]) for number in range(len(cases))]
+
+
+def _together(reports: list[dict[str, Any]]) -> dict[str, Any]:
+    worst = {name: max(report[name] for report in reports) for name in reports[0] if name != "covered"}
+    covered: dict[str, int] = {}
+    for report in reports:
+        for name, count in report["covered"].items():
+            covered[name] = covered.get(name, 0) + count
+    return worst | {"covered": covered}
+
+
+def main(folder: Path, rank: int, size: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    cases = [Case(**fields) for fields in json.loads((folder / "cases.json").read_text())]
+    reports = [run_case(case, folder) for case in cases]
+    (folder / f"report-{rank}.json").write_text(json.dumps(reports))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
