@@ -1,8 +1,10 @@
 """Writing files so that a crash leaves the old content or the new, never a mixture."""
 
+import errno
 import os
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 ASIDE = ".aside-"  # how the names of unfinished files and folders begin
 
 

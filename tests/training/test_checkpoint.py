@@ -1,25 +1,30 @@
 import errno
 import json
 import random
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from sortyard.errors import InputError
-from sortyard.training import checkpoint
-from sortyard.training.checkpoint import DIGESTS, OPTIMIZER, STATE, WEIGHTS, CheckpointStore, Snapshot
+from sortyard.training import pieces
+from sortyard.training.checkpoint import STATE, CheckpointStore, Snapshot, write_consolidated
+from sortyard.training.digests import DIGESTS, digest_of
 from sortyard.training.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from sortyard.training.options import OptimizerOptions
+from sortyard.training.pieces import Piece
 from sortyard.training.weights import export_model, load_model_tensors, model_tensors
-from tests.training.tiny import TinyModel, same_bits
+from tests.training.tiny import TinyModel, by_name, same_bits
 
+WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 FILES = (WEIGHTS, OPTIMIZER, STATE, DIGESTS)
 
 
 def snapshot(step, *, best_step=0):
-    weights = {"weight": torch.full((8, 8), float(step))}
-    return Snapshot(weights, {"exp_avg/weight": torch.zeros(8, 8)}, {"step": step, "best_step": best_step})
+    weights = [Piece.all_of("weight", torch.full((8, 8), float(step)))]
+    moments = [Piece.all_of("exp_avg/weight", torch.zeros(8, 8))]
+    return Snapshot(weights, moments, {"step": step, "best_step": best_step})
 
 
 @pytest.fixture
@@ -29,7 +34,9 @@ def warnings():
 
 @pytest.fixture
 def store(tmp_path, warnings):
-    return CheckpointStore(tmp_path, keep=2, warn=warnings.append)
+    store = CheckpointStore(tmp_path / "checkpoints", keep=2, warn=warnings.append)
+    store.prepare()
+    return store
 
 
 def test_keeps_the_newest_and_points_at_the_last(store):
@@ -37,7 +44,7 @@ def test_keeps_the_newest_and_points_at_the_last(store):
         store.save(snapshot(step))
     assert store.steps() == [2, 3]
     assert (store.folder / "latest").read_text() == "step-00000003\n"
-    assert float(store.load_newest().weights["weight"][0, 0]) == 3.0
+    assert float(store.load_newest().read("model", "weight")[0, 0]) == 3.0
 
 
 def test_holds_neither_pickle_nor_leftovers(store):
@@ -68,7 +75,7 @@ def test_every_bit_flip_is_found(store, warnings, name):
         damaged[position] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
         assert store.load(2) is None, f"bit flip at byte {position} of {name}"
-        assert str(path.parent if name == DIGESTS else path) in warnings[-1]
+        assert str(path) in warnings[-1]
     assert store.load_newest().state["step"] == 1
     path.write_bytes(whole)
     assert store.load_newest().state["step"] == 2
@@ -118,6 +125,8 @@ def test_leftovers_of_a_kill_are_cleared_away(tmp_path):
     (tmp_path / ".aside-step-00000003" / WEIGHTS).write_bytes(b"half")
     (tmp_path / ".aside-latest").write_text("")
     store = CheckpointStore(tmp_path, keep=1, warn=print)
+    assert len(list(tmp_path.iterdir())) == 2, "who only reads must not disturb a save that is under way"
+    store.prepare()
     assert store.load_newest() is None
     assert list(tmp_path.iterdir()) == []
 
@@ -125,7 +134,7 @@ def test_leftovers_of_a_kill_are_cleared_away(tmp_path):
 @pytest.mark.parametrize("failing", ["first file", "second file", "rename"])
 def test_full_disk_names_path_and_bytes_and_leaves_the_last_one(store, monkeypatch, failing):
     store.save(snapshot(1))
-    save_file, calls = checkpoint.save_file, []
+    save_file, calls = pieces.save_file, []
 
     def full(*args, **kwargs):
         calls.append(args)
@@ -139,7 +148,7 @@ def test_full_disk_names_path_and_bytes_and_leaves_the_last_one(store, monkeypat
     if failing == "rename":
         monkeypatch.setattr(Path, "rename", fail)
     else:
-        monkeypatch.setattr(checkpoint, "save_file", full)
+        monkeypatch.setattr(pieces, "save_file", full)
     with pytest.raises(InputError, match=r"step-00000002: .*disk is full; it needs 512 bytes"):
         store.save(snapshot(2))
     assert store.steps() == [1]
@@ -149,7 +158,7 @@ def test_full_disk_names_path_and_bytes_and_leaves_the_last_one(store, monkeypat
 
 def test_state_must_be_finite_json(store):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        store.save(Snapshot({}, {}, {"step": 1, "best_step": 0, "loss": float("nan")}))
+        store.save(Snapshot([], [], {"step": 1, "best_step": 0, "loss": float("nan")}))
 
 
 def test_model_and_optimizer_come_back_bit_for_bit():
@@ -161,16 +170,17 @@ def test_model_and_optimizer_come_back_bit_for_bit():
     model.selection_bias += 0.5
     other = TinyModel(seed=1)
     other_optimizer = build_optimizer(other, OptimizerOptions())
-    load_model_tensors(other, model_tensors(model))
-    load_optimizer_tensors(other_optimizer, other, optimizer_tensors(optimizer, model))
-    assert "decoder.weight" not in model_tensors(model), "tied weights are stored once"
-    assert same_bits(model_tensors(other), model_tensors(model))
-    assert same_bits(optimizer_tensors(other_optimizer, other), optimizer_tensors(optimizer, model))
+    weights, moments = by_name(model_tensors(model)), by_name(optimizer_tensors(optimizer, model))
+    load_model_tensors(other, weights)
+    load_optimizer_tensors(other_optimizer, other, moments)
+    assert "decoder.weight" not in weights, "tied weights are stored once"
+    assert same_bits(by_name(model_tensors(other)), weights)
+    assert same_bits(by_name(optimizer_tensors(other_optimizer, other)), moments)
     assert other.decoder.weight is other.embeddings.weight
 
 
 def test_checkpoint_of_another_model_is_refused():
-    tensors = model_tensors(TinyModel())
+    tensors = by_name(model_tensors(TinyModel()))
     del tensors["gate.weight"]
     with pytest.raises(InputError, match=r"gate\.weight"):
         load_model_tensors(TinyModel(), tensors)
@@ -180,3 +190,98 @@ def test_export_leaves_other_files_alone(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({}))
     export_model(TinyModel(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.safetensors", "tokenizer.json"]
+
+
+def test_a_folder_of_an_early_version_still_loads(store):
+    store.save(snapshot(1))
+    folder = store.path(1)
+    digests = {name: digest_of(folder / name) for name in (WEIGHTS, OPTIMIZER, STATE)}
+    (folder / DIGESTS).write_text(json.dumps(digests, indent=1))
+    assert store.load(1).state["step"] == 1
+    (folder / DIGESTS).write_text(json.dumps({}, indent=1))
+    assert store.load(1) is None
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "rogue.safetensors"])
+def test_what_a_checkpoint_does_not_list_is_refused(store, warnings, name):
+    store.save(snapshot(1))
+    (store.path(1) / name).write_bytes(b"")
+    assert store.load(1) is None
+    assert f"{store.path(1) / name} is no file of a checkpoint" in warnings[0]
+
+
+def test_one_file_holds_the_whole_model_bit_for_bit(store, tmp_path):
+    store.save(snapshot(7))
+    write_consolidated(store.load(7), tmp_path / WEIGHTS)
+    assert (tmp_path / WEIGHTS).read_bytes() == (store.path(7) / WEIGHTS).read_bytes()
+
+
+@pytest.fixture
+def background(tmp_path, warnings):
+    with CheckpointStore(tmp_path / "behind", keep=2, warn=warnings.append, in_background=True) as store:
+        store.prepare()
+        yield store
+
+
+@pytest.fixture
+def held_back(monkeypatch):
+    """Writing waits until the event is set."""
+    may_write, write = threading.Event(), pieces.save_file
+    monkeypatch.setattr(pieces, "save_file", lambda *args, **words: may_write.wait(60) and write(*args, **words))
+    yield may_write
+    may_write.set()
+
+
+def test_a_save_in_the_background_holds_what_was_there_when_it_began(background, held_back):
+    weights, notes = torch.zeros(4), []
+    taken = Snapshot([Piece.all_of("weight", weights)], [], {"step": 1, "best_step": 0})
+    background.save(taken, on_durable=lambda: notes.append(background.steps()))
+    weights += 1
+    assert (background.steps(), notes) == ([], [])
+    assert not (background.folder / "latest").exists()
+    held_back.set()
+    background.wait()
+    assert notes == [[1]]
+    assert background.load(1).read("model", "weight").sum() == 0
+
+
+def test_only_what_is_durable_displaces_others(background, held_back):
+    held_back.set()
+    for step in (1, 2):
+        background.save(snapshot(step))
+    background.wait()
+    held_back.clear()
+    background.save(snapshot(3))
+    assert background.steps() == [1, 2]
+    assert (background.folder / "latest").read_text() == "step-00000002\n"
+    held_back.set()
+    background.save(snapshot(4))  # waits for the one before
+    assert 3 in background.steps()
+
+
+def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_error_in_the_background_is_raised_by_the_next_call(background, monkeypatch):
+    background.save(snapshot(1))
+    background.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "save_file", full)
+        background.save(snapshot(2))
+        with pytest.raises(InputError, match=r"step-00000002: .*disk is full; it needs 512 bytes"):
+            background.save(snapshot(3))
+    background.save(snapshot(4))
+    background.wait()
+    assert background.steps() == [1, 4]
+
+
+def test_an_error_in_the_background_does_not_hide_what_broke_the_run_off(tmp_path, warnings, monkeypatch):
+    monkeypatch.setattr(pieces, "save_file", full)
+    with (  # noqa: PT012 - leaving the store is what is tested
+        pytest.raises(RuntimeError, match="first"),
+        CheckpointStore(tmp_path, keep=1, warn=warnings.append, in_background=True) as store,
+    ):
+        store.save(snapshot(1))
+        raise RuntimeError("first")
+    assert "the disk is full" in warnings[0]

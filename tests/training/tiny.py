@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from sortyard.objectives.masked_lm import MaskedLMObjective
 from sortyard.training.loop import TrainResult, train
 from sortyard.training.options import LoopOptions, OptimizerOptions, ScheduleOptions
+from sortyard.training.pieces import Piece
 from sortyard.training.run_folder import RunFolder
 
 VOCAB, WIDTH, EXPERTS, LENGTH = 32, 16, 4, 12
@@ -136,6 +137,10 @@ def train_tiny(run: RunFolder, *, model: TinyModel | None = None, source: TinySo
 def tensors_of(run: RunFolder, step: int) -> dict[str, Tensor]:
     folder = run.checkpoints / f"step-{step:08d}"
     return load_file(folder / "model.safetensors") | load_file(folder / "optimizer.safetensors")
+
+
+def by_name(pieces: list[Piece]) -> dict[str, Tensor]:
+    return {piece.name: piece.tensor for piece in pieces}
 
 
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

@@ -1,6 +1,5 @@
 """Names of run folders, and what a run must remember to be continued."""
 
-import errno
 import json
 import re
 import shutil
@@ -11,13 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from sortyard.durable import FULL
 from sortyard.errors import InputError
 from sortyard.recipe import LoadedRecipe, Recipe, load_recipe, resolved_yaml
 from sortyard.training.run_folder import RunFolder
 
 RUNS = Path("runs")
 DEMO_RECIPE = "demo.yaml"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)

@@ -202,11 +202,11 @@ def _saturation(model: Any, texts: Sequence[RoutingText], run: RunFolder, displa
     final = collect_choices(model, batches)
     found: dict[int, tuple[float, ...]] = {}
     for step in steps:
-        snapshot = store.load(step)
-        if snapshot is None:
+        checkpoint = store.load(step)
+        if checkpoint is None:
             continue
         display.say(f"checkpoint step {step:,}")
-        load_model_tensors(model, _encoder_tensors(snapshot.weights, prefix=f"{model.base_model_prefix}."))
+        load_model_tensors(model, _encoder_tensors(checkpoint.tensors("model"), prefix=f"{model.base_model_prefix}."))
         pairs = zip(collect_choices(model, batches), final, strict=True)
         found[step] = tuple(saturation(earlier, last) for earlier, last in pairs)
     return Saturation(tuple(found), tuple(found.values()), num_tokens=len(final[0])) if found else None

@@ -1,64 +1,158 @@
 """Checkpoints that a kill, a full disk or a flipped bit cannot turn into a wrong model.
 
-A checkpoint is a folder of safetensors and JSON. It is written aside, made durable, and renamed, so a folder with a
-final name is whole; digests of every file are checked on loading, because safetensors itself has none.
+A checkpoint is a folder of safetensors and JSON, to which each process of a run adds the pieces of tensors that it
+owns. It is written aside, made durable, and renamed, so a folder with a final name is whole; digests of every file are
+checked on loading, because safetensors itself has none. Any layout of processes reads what any other wrote.
 """
 
-import errno
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from sortyard.durable import ASIDE, aside_of, replace_bytes, sync
+from sortyard.durable import ASIDE, FULL, aside_of, publish, replace_bytes, sync
 from sortyard.errors import InputError
+from sortyard.parallel.peers import ALONE, Peers
+from sortyard.training.digests import DIGESTS, digest_of, is_intact, list_files, write_digests
+from sortyard.training.pieces import Box, Piece, PieceFiles, write_pieces
 
-WEIGHTS, OPTIMIZER, STATE, DIGESTS = "model.safetensors", "optimizer.safetensors", "state.json", "digests.json"
+Kind = Literal["model", "optimizer"]
+KINDS: tuple[Kind, ...] = ("model", "optimizer")
+STATE = "state.json"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Content of a checkpoint.
+    """What one process adds to a checkpoint.
 
     Args:
-        weights: the model's parameters and persistent buffers by name.
-        optimizer: the optimizer's state, see `optimizer.optimizer_tensors`.
-        state: JSON values; "step" and "best_step" are read here, the rest belongs to the caller.
+        weights: pieces of the model's parameters and persistent buffers.
+        optimizer: pieces of the optimizer's state, see `optimizer.optimizer_tensors`.
+        state: JSON values, taken from the first process; "step" and "best_step" are read here, the rest belongs to the
+            caller.
     """
 
-    weights: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]
+    weights: Sequence[Piece]
+    optimizer: Sequence[Piece]
     state: Mapping[str, Any]
 
     def num_bytes(self) -> int:
         """Size of the tensors."""
-        return sum(tensor.nbytes for tensors in (self.weights, self.optimizer) for tensor in tensors.values())
+        return sum(piece.tensor.nbytes for pieces in (self.weights, self.optimizer) for piece in pieces)
+
+    def copied(self) -> Self:
+        """The same in memory of its own on the CPU, which training leaves alone."""
+        weights, optimizer = ([piece.copied() for piece in pieces] for pieces in (self.weights, self.optimizer))
+        return replace(self, weights=weights, optimizer=optimizer, state=json.loads(_json(self.state)))
+
+
+class Checkpoint:
+    """A whole checkpoint, read by the box.
+
+    Args:
+        folder: a checkpoint's, already checked.
+        names: its files.
+
+    Raises:
+        InputError: a file is not what a checkpoint holds.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]):
+        self.folder = folder
+        self._names = names
+        self._files: dict[Kind, PieceFiles] = {}
+        try:
+            self.state: Mapping[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{folder / STATE}: cannot be read ({error})") from error
+
+    def names(self, kind: Kind) -> list[str]:
+        """Names of the tensors."""
+        return self._of(kind).names()
+
+    def shape(self, kind: Kind, name: str) -> tuple[int, ...]:
+        """Shape of a whole tensor."""
+        return self._of(kind).shape(name)
+
+    def read(self, kind: Kind, name: str, box: Box | None = None) -> Tensor:
+        """A box of a tensor (offset and shape; None is all of it), in memory of its own."""
+        return self._of(kind).read(name, box)
+
+    def tensors(self, kind: Kind) -> dict[str, Tensor]:
+        """All tensors, whole, by name."""
+        return {name: self.read(kind, name) for name in self.names(kind)}
+
+    def _of(self, kind: Kind) -> PieceFiles:
+        if kind not in self._files:
+            self._files[kind] = PieceFiles(self.folder / name for name in self._names if name.startswith(kind))
+        return self._files[kind]
 
 
 class CheckpointStore:
     """The checkpoints of one run.
 
+    Entered as a context, it does not leave before a save that is under way has come to its end.
+
     Args:
-        folder: holds step-00000400/ and so on, and the text files `latest` and `best`.
+        folder: holds step-00000400/ and so on, and the text files `latest` and `best`; one that all processes see.
         keep: newest checkpoints to keep; the best one of each that is kept stays besides.
-        warn: told about every damaged checkpoint.
+        warn: told about every damaged checkpoint, on the first process.
+        peers: the processes of the run, each of which makes every call.
+        in_background: whether `save` returns as soon as it has copied the tensors, and a thread writes them.
     """
 
-    def __init__(self, folder: Path, *, keep: int, warn: Callable[[str], None]):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int,
+        warn: Callable[[str], None],
+        peers: Peers = ALONE,
+        in_background: bool = False,
+    ):
         self.folder = folder
         self.keep = keep
-        self.warn = warn
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{ASIDE}*"):
-            _remove(leftover)
+        self.peers = peers
+        self._warn = warn
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if in_background else None
+        self._saving: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except Exception as failure:
+            if error is None:
+                raise
+            self.warn(str(failure))  # what broke the run off matters more
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+
+    def warn(self, message: str) -> None:
+        """Tell the first process's person."""
+        if self.peers.rank == 0:
+            self._warn(message)
+
+    def prepare(self) -> None:
+        """Make the folder, and clear away what a kill left; only for who holds the run's lock."""
+        if self.peers.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(f"{ASIDE}*"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        self.peers.barrier()
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, oldest first."""
@@ -69,48 +163,63 @@ class CheckpointStore:
         """Folder of the checkpoint of a step."""
         return self.folder / f"step-{step:08d}"
 
-    def save(self, snapshot: Snapshot) -> None:
+    def save(self, snapshot: Snapshot, *, on_durable: Callable[[], None] = lambda: None) -> None:
         """Write a checkpoint, move `latest` and `best` to it, and only then remove old ones.
 
+        Waits for the save before it. In the background, an error of this one is raised by the next call, or by `wait`.
+
+        Args:
+            snapshot: this process's part.
+            on_durable: called when the checkpoint is there, in the thread that wrote it.
+
         Raises:
-            InputError: it could not be written; earlier checkpoints are as they were.
+            InputError: it could not be written by one of the processes; earlier checkpoints are as they were.
         """
-        step, best_step = int(snapshot.state["step"]), int(snapshot.state["best_step"])
-        target = self.path(step)
-        aside = aside_of(target)
-        with _explained(target, aside, needed=snapshot.num_bytes()):
-            aside.mkdir()
-            _write(snapshot, aside)
-            if target.exists():  # a damaged one, which the run came by again after starting from an earlier one
-                self._discard(step)
-            aside.rename(target)
-            sync(self.folder)
-            replace_bytes(self.folder / "latest", f"{target.name}\n".encode())
-            if best_step:
-                replace_bytes(self.folder / "best", f"{self.path(best_step).name}\n".encode())
-        self._prune(step)
+        self.wait()
+        if self._writer is None:
+            self._save(snapshot)
+            on_durable()
+            return
+        copy = snapshot.copied()
 
-    def load(self, step: int) -> Snapshot | None:
+        def write() -> None:
+            self._save(copy)
+            on_durable()
+
+        self._saving = self._writer.submit(write)
+
+    def wait(self) -> None:
+        """Return when no save is under way; raises its error."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def load(self, step: int) -> Checkpoint | None:
         """The checkpoint of a step; None, and a warning that names the file, when it is missing or damaged."""
-        folder = self.path(step)
-        damaged = _first_damaged(folder)
-        if damaged is not None:
-            self.warn(f"{damaged} is missing or does not match its digest: checkpoint {folder.name} is not used")
+        folder, peers = self.path(step), self.peers
+        listed, trouble = peers.share(list_files(folder) if peers.rank == 0 else None)
+        if trouble is None:
+            mine = list(listed)[peers.rank :: peers.size]
+            bad = [name for name in mine if not is_intact(folder / name, listed[name])]
+            found = peers.gather(bad)
+            first = peers.share(next((names[0] for names in found or [] if names), None))
+            trouble = first and f"{folder / first} is missing or does not match its digest"
+        if trouble is not None:
+            self.warn(f"{trouble}: checkpoint {folder.name} is not used")
             return None
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return Snapshot(load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER), state)
+        return Checkpoint(folder, list(listed))
 
-    def load_newest(self) -> Snapshot | None:
+    def load_newest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; None when there is none at all.
 
         Raises:
             InputError: there are checkpoints, but every one is damaged.
         """
-        steps = self.steps()
+        steps: list[int] = self.peers.share(self.steps())
         for step in reversed(steps):
-            snapshot = self.load(step)
-            if snapshot is not None:
-                return snapshot
+            checkpoint = self.load(step)
+            if checkpoint is not None:
+                return checkpoint
         if steps:
             raise InputError(
                 f"{self.folder}: all {len(steps)} checkpoints are damaged; restore one from a copy, "
@@ -118,14 +227,87 @@ class CheckpointStore:
             )
         return None
 
+    def _save(self, snapshot: Snapshot) -> None:
+        target = self.path(int(snapshot.state["step"]))
+        aside = aside_of(target)
+        needed = sum(self.peers.gather(snapshot.num_bytes()) or [])
+        is_first = self.peers.rank == 0
+        try:
+            self._together(lambda: _make_anew(aside) if is_first else None)
+            digests = self._together(lambda: self._write(snapshot, aside))
+            self._together(lambda: self._publish(snapshot.state, aside, digests) if is_first else None)
+        except _WriteError as error:
+            if is_first:
+                shutil.rmtree(aside, ignore_errors=True)
+            free = shutil.disk_usage(self.folder).free
+            message = (
+                f"{target}: the checkpoint cannot be written: {error}; it needs {needed:,} bytes and {free:,} are "
+                "free. Earlier checkpoints are intact: make room, then continue with `sortyard resume`"
+            )
+            raise InputError(self.peers.share(message)) from error
+        if is_first:
+            self._prune(int(snapshot.state["step"]))
+
+    def _together(self, work: Callable[[], Any]) -> list[Any]:
+        """Do work on every process; where it fails on one, it fails on all of them.
+
+        Returns:
+            What came out on each, at the first process; nothing on the others.
+        """
+        own: Exception | None = None
+        try:
+            outcome = {"value": work()}
+        except Exception as error:
+            who = f"process {self.peers.rank}: " if self.peers.size > 1 else ""
+            own, outcome = error, {"failure": who + _cause(error)}
+        outcomes = self.peers.gather(outcome) or []
+        failure = self.peers.share(next((each["failure"] for each in outcomes if "failure" in each), None))
+        if own is not None and not isinstance(own, OSError | SafetensorError):
+            raise own
+        if failure is not None:
+            raise _WriteError(failure) from own
+        return [each["value"] for each in outcomes]
+
+    def _write(self, snapshot: Snapshot, folder: Path) -> dict[str, str]:
+        """Write this process's files; returns their digests."""
+        rank, size = self.peers.rank, self.peers.size
+        part = "" if size == 1 else f"-{rank + 1:05d}-of-{size:05d}"
+        digests = {}
+        for kind, pieces in zip(KINDS, (snapshot.weights, snapshot.optimizer), strict=True):
+            path = folder / f"{kind}{part}.safetensors"
+            write_pieces(pieces, path)
+            sync(path)
+            digests[path.name] = digest_of(path)
+        return digests
+
+    def _publish(self, state: Mapping[str, Any], aside: Path, digests: Sequence[Mapping[str, str]]) -> None:
+        target = self.path(int(state["step"]))
+        (aside / STATE).write_text(_json(state), encoding="utf-8")
+        merged = {name: digest for each in digests for name, digest in each.items()}
+        write_digests(aside, merged | {STATE: digest_of(aside / STATE)})
+        for name in (STATE, DIGESTS):
+            sync(aside / name)
+        sync(aside)
+        if target.exists():  # a damaged one, which the run came by again after starting from an earlier one
+            self._discard(target)
+        aside.rename(target)
+        sync(self.folder)
+        replace_bytes(self.folder / "latest", f"{target.name}\n".encode())
+        if best_step := int(state["best_step"]):
+            replace_bytes(self.folder / "best", f"{self.path(best_step).name}\n".encode())
+
     def _prune(self, newest: int) -> None:
         """Keep the newest ones and their best ones; those after `newest` belong to a course that was given up."""
         past = [step for step in self.steps() if step <= newest]
         kept = set(past[-self.keep :])
         kept |= {self._best_step_of(step) for step in kept}
         for step in self.steps():
-            if step not in kept:
-                self._discard(step)
+            if step in kept:
+                continue
+            try:
+                self._discard(self.path(step))
+            except OSError as error:
+                self.warn(f"{self.path(step)}: an old checkpoint cannot be removed ({error}); it only takes up room")
 
     def _best_step_of(self, step: int) -> int:
         try:
@@ -133,64 +315,36 @@ class CheckpointStore:
         except (OSError, ValueError, KeyError):  # damaged: it protects nothing
             return 0
 
-    def _discard(self, step: int) -> None:
-        doomed = self.folder / f"{ASIDE}old-{step}"  # renamed first: a kill must not leave half a checkpoint
-        self.path(step).rename(doomed)
+    def _discard(self, folder: Path) -> None:
+        doomed = folder.with_name(f"{ASIDE}old-{folder.name}")  # first: a kill must not leave half a checkpoint
+        folder.rename(doomed)
         shutil.rmtree(doomed)
 
 
-def _write(snapshot: Snapshot, folder: Path) -> None:
-    save_file(dict(snapshot.weights), folder / WEIGHTS, metadata={"format": "pt"})
-    save_file(dict(snapshot.optimizer), folder / OPTIMIZER)
-    (folder / STATE).write_text(json.dumps(snapshot.state, indent=1, allow_nan=False), encoding="utf-8")
-    (folder / DIGESTS).write_text(_digests(folder), encoding="utf-8")
-    for name in (WEIGHTS, OPTIMIZER, STATE, DIGESTS):
-        sync(folder / name)
-    sync(folder)
+def write_consolidated(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the whole model of a checkpoint into one safetensors file, whatever layout of processes it came from.
+
+    Args:
+        checkpoint: any.
+        path: such as a model folder's `model.safetensors`; replaced when the new one is whole.
+    """
+    save_file(checkpoint.tensors("model"), aside_of(path), metadata={"format": "pt"})
+    publish(path)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class _WriteError(Exception):
+    """A process could not write its part."""
 
 
-def _digests(folder: Path) -> str:
-    return json.dumps({name: _digest(folder / name) for name in (WEIGHTS, OPTIMIZER, STATE)}, indent=1)
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
 
 
-def _first_damaged(folder: Path) -> Path | None:
-    """The first file that is missing or not what was written; the digests' file must match byte by byte itself."""
-    for name in (WEIGHTS, OPTIMIZER, STATE, DIGESTS):
-        if not (folder / name).is_file():
-            return folder / name
-    written = (folder / DIGESTS).read_bytes()
-    if written == _digests(folder).encode():
-        return None
-    bad = [name for name in (WEIGHTS, OPTIMIZER, STATE) if _digest(folder / name).encode() not in written]
-    return folder / (bad[0] if 0 < len(bad) < 3 else DIGESTS)  # all at once: it is the digests that are damaged
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-@contextmanager
-def _explained(target: Path, aside: Path, *, needed: int) -> Iterator[None]:
-    """Turn a failed write into one message, and clear away what it left."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise InputError(
-            f"{target}: the checkpoint cannot be written: {_cause(error)}; it needs {needed:,} bytes and "
-            f"{shutil.disk_usage(target.parent).free:,} are free. Earlier checkpoints are intact: make room, "
-            "then continue with `sortyard resume`"
-        ) from error
+def _json(state: Mapping[str, Any]) -> str:
+    return json.dumps(state, indent=1, allow_nan=False)
 
 
 def _cause(error: Exception) -> str:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = isinstance(error, OSError) and error.errno in FULL
     return "the disk is full" if full or "No space left" in str(error) else str(error)

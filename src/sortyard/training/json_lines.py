@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sortyard.durable import replace_bytes
 from sortyard.errors import InputError
+
+_appending = threading.Lock()  # a checkpoint's thread notes when it is done
 
 
 def plain(value: Any) -> Any:
@@ -25,7 +28,7 @@ def plain(value: Any) -> Any:
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Add one record, in place of a last line that a kill cut short; it is in the file when the call returns."""
     line = json.dumps(plain(record), allow_nan=False)
-    with path.open("a+b") as file:
+    with _appending, path.open("a+b") as file:
         _drop_partial_line(file)
         file.write(line.encode() + b"\n")
 

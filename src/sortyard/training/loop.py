@@ -144,7 +144,7 @@ def _run(
 ) -> None:
     """The loop itself: fetch, step, evaluate, record, save."""
     state, run = session.state, recorder.run
-    with StopSignals() as signals:
+    with StopSignals() as signals, session.store:
         while not state.finished:
             started = time.perf_counter()
             result = stepper.take(source.step(state.step), step=state.step)
@@ -162,6 +162,7 @@ def _run(
             if is_save_due or stop or state.finished:
                 session.save(run)
             if stop is not None and not state.finished:
+                session.store.wait()
                 recorder.event("stop", step=state.step, signal=stop.name)
                 recorder.progress.message(f"stopped at step {state.step}; continue with `sortyard resume {run.path}`")
                 signals.leave()
@@ -189,7 +190,9 @@ def _open_session(
         model,
         optimizer=build_optimizer(model, optimizer),
         precision=Precision(loop.precision, device=device),
-        store=CheckpointStore(run.checkpoints, keep=loop.keep_checkpoints, warn=warn),
+        store=CheckpointStore(
+            run.checkpoints, keep=loop.keep_checkpoints, warn=warn, in_background=loop.async_checkpoints
+        ),
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sortyard.training.options import OptimizerOptions
+from sortyard.training.pieces import Piece
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
@@ -39,17 +40,17 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions) -> torch.optim.
     )
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors named "<quantity>/<parameter>", such as "exp_avg/encoder.weight"."""
-    return {
-        f"{quantity}/{name}": value.detach().cpu().contiguous()
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[Piece]:
+    """The optimizer's state as whole tensors named "<quantity>/<parameter>", such as "exp_avg/encoder.weight"."""
+    return [
+        Piece.all_of(f"{quantity}/{name}", value)
         for name, parameter in model.named_parameters()
         for quantity, value in optimizer.state.get(parameter, {}).items()
-    }
+    ]
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned, for the same model."""
+    """Put back a checkpoint's tensors, named as by `optimizer_tensors`, for the same model."""
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         quantity, _, name = key.partition("/")

@@ -56,6 +56,9 @@ class LoopOptions(Options):
     eval_every: int = Field(0, ge=0, le=10**9, description="steps between two evaluations; 0 = only at the end")
     checkpoint_every: int = Field(0, ge=0, le=10**9, description="steps between two checkpoints; 0 = only at the end")
     keep_checkpoints: int = Field(2, ge=1, le=10**4, description="newest checkpoints to keep; the best is kept besides")
+    async_checkpoints: bool = Field(
+        False, description="write checkpoints while training goes on; takes memory for a second copy of the state"
+    )
     early_stopping_patience: int = Field(
         0, ge=0, le=10**4, description="evaluations without a gain before the run ends; 0 = off"
     )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from sortyard.errors import InputError
-from sortyard.training.checkpoint import CheckpointStore, Snapshot
+from sortyard.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
 from sortyard.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from sortyard.training.options import LoopOptions
 from sortyard.training.precision import Precision
@@ -61,14 +61,14 @@ class Session:
         Raises:
             InputError: every checkpoint is damaged, or the newest good one does not fit the model.
         """
-        snapshot = self.store.load_newest()
-        if snapshot is None:
+        self.store.prepare()
+        checkpoint = self.store.load_newest()
+        if checkpoint is None:
             return False
-        load_model_tensors(self.model, snapshot.weights)
-        load_optimizer_tensors(self.optimizer, self.model, snapshot.optimizer)
-        self.precision.load_state(snapshot.state["loss_scale"])
-        self.state = TrainState.from_json(snapshot.state["train"])
-        before, now = snapshot.state["numerics"], numerics(self.precision.device)
+        self._load(checkpoint)
+        self.precision.load_state(checkpoint.state["loss_scale"])
+        self.state = TrainState.from_json(checkpoint.state["train"])
+        before, now = checkpoint.state["numerics"], numerics(self.precision.device)
         changed = [f"{name} {before[name]} is now {now[name]}" for name in now if before[name] != now[name]]
         if changed:
             self.notes.append(f"{', '.join(changed)}: the run goes on, but not bit for bit as it would have before")
@@ -76,7 +76,9 @@ class Session:
 
     def save(self, run: RunFolder) -> None:
         """Make the records durable, then write a checkpoint, so that no checkpoint is newer than its records."""
-        run.sync()
+        is_first, step = self.store.peers.rank == 0, self.state.step
+        if is_first:
+            run.sync()
         state = {
             "step": self.state.step,
             "best_step": self.state.best_step,
@@ -84,19 +86,29 @@ class Session:
             "loss_scale": self.precision.state(),
             "numerics": numerics(self.precision.device),
         }
-        self.store.save(Snapshot(model_tensors(self.model), optimizer_tensors(self.optimizer, self.model), state))
-        run.append_event("checkpoint", step=self.state.step)
+
+        def note() -> None:
+            if is_first:
+                run.append_event("checkpoint", step=step)
+
+        weights, optimizer = model_tensors(self.model), optimizer_tensors(self.optimizer, self.model)
+        self.store.save(Snapshot(weights, optimizer, state), on_durable=note)
 
     def finish(self, run: RunFolder, *, keep_best: bool) -> None:
         """End a run: the model takes the weights of the best evaluation if asked for, and the run's folder gets it.
 
         Does the same again, and writes nothing, for a run that ended before.
         """
+        self.store.wait()
         best = self.state.best_step
         if keep_best and best not in (0, self.state.step):
-            snapshot = self.store.load(best)
-            if snapshot is not None:
-                load_model_tensors(self.model, snapshot.weights)
+            checkpoint = self.store.load(best)
+            if checkpoint is not None:
+                load_model_tensors(self.model, checkpoint.tensors("model"))
         if not any(record.get("event") == "finish" for record in run.read_events()):
             export_model(self.model, run.model)
             run.append_event("finish", step=self.state.step, reason=self.state.finished)
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        load_model_tensors(self.model, checkpoint.tensors("model"))
+        load_optimizer_tensors(self.optimizer, self.model, checkpoint.tensors("optimizer"))

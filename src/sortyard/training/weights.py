@@ -10,23 +10,24 @@ from torch import Tensor, nn
 
 from sortyard.durable import sync
 from sortyard.errors import InputError
+from sortyard.training.pieces import Piece
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, on the CPU; tied parameters once, under their first name."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in _named_tensors(model).items()}
+def model_tensors(model: nn.Module) -> list[Piece]:
+    """Parameters and persistent buffers, whole and where they are; tied parameters once, under their first name."""
+    return [Piece.all_of(name, tensor) for name, tensor in _named_tensors(model).items()]
 
 
 def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy what `model_tensors` returned into a model of the same shape.
+    """Copy a checkpoint's tensors into a model of the same shape.
 
     Raises:
-        InputError: names or shapes differ.
+        InputError: names, shapes or types differ.
     """
     own = _named_tensors(model)
     differing = sorted(
         name for name in own.keys() | tensors.keys() if name not in own or name not in tensors
-        or own[name].shape != tensors[name].shape
+        or own[name].shape != tensors[name].shape or own[name].dtype != tensors[name].dtype
     )  # fmt: skip
     if differing:
         raise InputError(
