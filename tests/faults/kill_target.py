@@ -1,4 +1,4 @@
-"""The process that test_kill.py kills: a short training of a real model with experts, buckets and dropout."""
+"""The process that killing.py kills: a short training of a real model with experts, buckets and dropout."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ MODEL = ModelOptions(
 )
 
 
-def run_training(path: str) -> None:
+def run_training(path: str, asynchronous: bool) -> None:
     """Start the run at a path, or go on with it."""
     here = Path(path)
     run = RunFolder.open(here) if (here / "resolved.yaml").exists() else _create(here)
@@ -41,8 +41,9 @@ def run_training(path: str) -> None:
             steps=STEPS,
             micro_batch_size=4,
             accumulation_steps=2,
-            log_every=4,
+            log_every=1,
             checkpoint_every=2,
+            async_checkpoints=asynchronous,
             num_threads=1,
             device="cpu",
             tensorboard=False,

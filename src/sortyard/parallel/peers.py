@@ -123,8 +123,8 @@ def _explained() -> Iterator[None]:
         yield
     except RuntimeError as error:  # of any kind of lost or silent connection
         raise InputError(
-            f"another process of this run is gone or does not answer ({first_line(error)}): end the others, then "
-            "continue with `sortyard resume`"
+            f"another process of this run is gone or does not answer ({first_line(error).partition('. ')[0]}): end the "
+            "others, then continue with `sortyard resume`"
         ) from error
 
 

@@ -150,8 +150,7 @@ class CheckpointStore:
         """Make the folder, and clear away what a kill left; only for who holds the run's lock."""
         if self.peers.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(f"{ASIDE}*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            self._clear()
         self.peers.barrier()
 
     def steps(self) -> list[int]:
@@ -233,12 +232,12 @@ class CheckpointStore:
         needed = sum(self.peers.gather(snapshot.num_bytes()) or [])
         is_first = self.peers.rank == 0
         try:
-            self._together(lambda: _make_anew(aside) if is_first else None)
+            self._together(lambda: aside.mkdir() if is_first else None)
             digests = self._together(lambda: self._write(snapshot, aside))
             self._together(lambda: self._publish(snapshot.state, aside, digests) if is_first else None)
         except _WriteError as error:
             if is_first:
-                shutil.rmtree(aside, ignore_errors=True)
+                self._clear()
             free = shutil.disk_usage(self.folder).free
             message = (
                 f"{target}: the checkpoint cannot be written: {error}; it needs {needed:,} bytes and {free:,} are "
@@ -315,6 +314,13 @@ class CheckpointStore:
         except (OSError, ValueError, KeyError):  # damaged: it protects nothing
             return 0
 
+    def _clear(self) -> None:
+        for leftover in self.folder.glob(f"{ASIDE}*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
     def _discard(self, folder: Path) -> None:
         doomed = folder.with_name(f"{ASIDE}old-{folder.name}")  # first: a kill must not leave half a checkpoint
         folder.rename(doomed)
@@ -334,11 +340,6 @@ def write_consolidated(checkpoint: Checkpoint, path: Path) -> None:
 
 class _WriteError(Exception):
     """A process could not write its part."""
-
-
-def _make_anew(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
 
 
 def _json(state: Mapping[str, Any]) -> str:
