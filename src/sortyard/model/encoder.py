@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.num_expert_layers = sum(config.has_experts(layer) for layer in range(config.num_hidden_layers))
-        self.num_bucket_layers = sum(isinstance(layer.attention.core, BucketCore) for layer in self.layers)
+        self.num_bucket_layers = sum(isinstance(module, BucketCore) for module in self.modules())
         has_norm = config.final_norm and config.norm_position == "pre"
         self.final_norm = (
             nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.use_bias) if has_norm else nn.Identity()

@@ -78,9 +78,13 @@ class SortyardPreTrainedModel(PreTrainedModel):
             InputError: if heads or inner widths cannot be divided by the number of processes.
         """
         if distributed_config is not None and distributed_config.tp_size > 1:
-            check_divides(model.config, distributed_config.tp_size)
+            model.check_divides(distributed_config.tp_size)
         distributed: nn.Module = super().maybe_distribute_model(model, distributed_config, *args, **kwargs)
         return distributed
+
+    def check_divides(self, tp_size: int) -> None:
+        """Refuse to cut heads or inner widths that fall apart unevenly; see `parallel_plan.check_divides`."""
+        check_divides(self.config, tp_size)
 
     def update_expert_bias(self, expert_loads: Float[Tensor, "L E"] | None) -> None:
         """Move every expert layer's loss-free selection bias; call it once after an optimizer step.

@@ -10,11 +10,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from sortyard.errors import InputError
 from sortyard.parallel.data import set_reduction, shard_stage
 from sortyard.parallel.experts import balance_over, cut_experts
 from sortyard.parallel.mesh import Layout
+from sortyard.parallel.options import ParallelOptions
 from sortyard.parallel.placement import Placement, even_span
-from sortyard.parallel.schedule import Pipeline, stages_of
+from sortyard.parallel.schedule import Pipeline, check_schedule, stages_of
 from sortyard.parallel.stage import Batch, Shares, Stage, StageReport, split_model
 from sortyard.parallel.tensor import cut_by_plan, share_layers
 
@@ -127,7 +129,7 @@ class SplitModel:
             return Held(name, parameter, placement, 0, is_owned)
         by_experts = placement.by_expert_parallelism
         grid, dim = (layout.experts, "dp_shard") if by_experts else (layout.dense, "fsdp")
-        first, _ = even_span(parameter.shape[0], grid.size(grid.mesh_dim_names.index(dim)), grid.get_local_rank(dim))
+        first, _ = even_span(parameter.shape[0], grid.get_group(dim).size(), grid.get_local_rank(dim))
         return Held(name, parameter, placement, first, is_owned and layout.dense.get_local_rank("dp_replicate") == 0)
 
     def _pipeline(self, batches: Sequence[Batch]) -> Pipeline:
@@ -174,13 +176,43 @@ class SplitModel:
             gradient.copy_(total)
 
 
+def check_model(model: Any, options: ParallelOptions, *, num_micro_batches: int) -> None:
+    """Refuse a layout that the model cannot be cut to.
+
+    Args:
+        model: a whole head of sortyard.model.
+        options: the layout, dp_shard resolved.
+        num_micro_batches: of a step.
+
+    Raises:
+        InputError: naming the option that does not fit.
+    """
+    config = model.config
+    check_schedule(options, num_layers=config.num_hidden_layers, num_micro_batches=num_micro_batches)
+    blocks = model.base_model.encoder.layers
+    if options.tp > 1:
+        model.check_divides(options.tp)
+    if options.ep > 1 and not any(block.is_routed for block in blocks):
+        raise InputError(f"parallel.ep is {options.ep}, but the model has no experts; set it to 1")
+    if options.ep > 1 and config.num_experts < options.ep:
+        raise InputError(f"parallel.ep is {options.ep}, but there are only {config.num_experts} experts; lower it")
+    others = options.dp_replicate * options.dp_shard * options.ep
+    if others > 1 and config.context == "shuffled":
+        raise InputError(
+            "model.context shuffled reads another sequence of the micro-batch, whose rows data-parallel processes "
+            "share: train this control with tp or pp only"
+        )
+    if options.pp > 1 and config.router == "token_hash":
+        raise InputError("model.router token_hash reads token ids in every layer, which a pipeline does not pass on")
+
+
 def parallelize(
     model: Any,
     *,
     layout: Layout,
     count_targets: Callable[[Batch], int],
     autocast: Callable[[], AbstractContextManager[Any]],
-    checkpoint_activations: Callable[[Any], None] = lambda part: None,
+    checkpoint_activations: Callable[[Any], None] = lambda _: None,
 ) -> SplitModel:
     """Cut a whole model to what this process holds; every process calls this with the same model.
 

@@ -6,7 +6,6 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from sortyard.parallel.experts import SharedExperts
 from sortyard.parallel.mesh import Layout
 from sortyard.parallel.stage import Stage
 
@@ -24,7 +23,7 @@ def shard_stage(stage: Stage, layout: Layout) -> None:
     keep = layout.options.pp > 1  # a pipeline comes by the same parameters again for every micro-batch
     model: Any = stage.model
     for block in model.base_model.encoder.layers:
-        if layout.options.ep > 1 and isinstance(block.ffn, SharedExperts):
+        if layout.options.ep > 1 and block.is_routed:
             if any(True for _ in block.ffn.router.parameters()):
                 fully_shard(block.ffn.router, mesh=dense, reshard_after_forward=not keep)
             fully_shard(block.ffn, mesh=experts, reshard_after_forward=not keep)

@@ -106,12 +106,27 @@ def resolve(options: ParallelOptions, *, num_processes: int) -> ParallelOptions:
 
 
 def is_one_of_many() -> bool:
-    """Whether this process was started as one of several, by torchrun or `sortyard` itself."""
+    """Whether this process has met others of the same run."""
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes records, or the only one."""
+    return not is_one_of_many() or dist.get_rank() == 0
+
+
+def was_started_as_one_of_many() -> bool:
+    """Whether torchrun, or sortyard itself, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def join_processes(*, device: torch.device, timeout_seconds: float) -> None:
-    """Meet the other processes; does nothing when they have met."""
+    """Meet the other processes; does nothing when they have met.
+
+    Args:
+        device: where this process will compute.
+        timeout_seconds: how long an exchange may take before the run ends.
+    """
     if dist.is_initialized():
         return
     if device.type == "cuda":

@@ -29,6 +29,13 @@ class ParallelOptions(Options):
         False, description="under tensor parallelism, keep norms and residual lines cut along the tokens"
     )
 
+    timeout_seconds: int = Field(
+        600, ge=5, le=86_400, description="how long processes wait for one that does not answer before the run ends"
+    )
+    max_restarts: int = Field(
+        0, ge=0, le=10_000, description="how often a run that sortyard starts itself goes on after a process was lost"
+    )
+
     @model_validator(mode="after")
     def _has_tensor_parallelism(self) -> Self:
         if self.sequence_parallel and self.tp == 1:
@@ -43,3 +50,6 @@ class ParallelOptions(Options):
     def num_processes(self) -> int:
         """Processes of the layout, where dp_shard 0 counts as 1."""
         return self.pp * self.dp_replicate * max(1, self.dp_shard) * self.ep * self.tp
+
+
+ONE_PROCESS = ParallelOptions()

@@ -70,7 +70,7 @@ class Group:
         self.group = group
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)
-        self._first = dist.get_global_rank(group, 0)
+        self.first = dist.get_global_rank(group, 0)
 
     @classmethod
     def of_all(cls, *, timeout: timedelta = timedelta(minutes=30)) -> Self:
@@ -95,7 +95,7 @@ class Group:
             padded = torch.zeros(int(torch.cat(lengths).max()), dtype=torch.uint8)
             padded[: len(content)] = content
             found = [torch.empty_like(padded) for _ in range(self.size)] if self.rank == 0 else None
-            dist.gather(padded, found, dst=self._first, group=self.group)
+            dist.gather(padded, found, dst=self.first, group=self.group)
         return None if found is None else [_decoded(each[: int(n)]) for each, n in zip(found, lengths, strict=True)]
 
     def share(self, value: Any) -> Any:
@@ -106,9 +106,9 @@ class Group:
         content = _encoded(value)
         with _explained():
             length = torch.tensor([len(content)])
-            dist.broadcast(length, src=self._first, group=self.group)
+            dist.broadcast(length, src=self.first, group=self.group)
             content = content if self.rank == 0 else torch.empty(int(length), dtype=torch.uint8)
-            dist.broadcast(content, src=self._first, group=self.group)
+            dist.broadcast(content, src=self.first, group=self.group)
         return _decoded(content)
 
     def barrier(self) -> None:

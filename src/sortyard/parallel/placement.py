@@ -15,11 +15,11 @@ class Box(NamedTuple):
 
     Attributes:
         offset: where it begins in the whole tensor.
-        index: where it lies in the held one.
+        inside: where it lies in the held one.
     """
 
     offset: tuple[int, ...]
-    index: tuple[slice, ...]
+    inside: tuple[slice, ...]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 Batch = Mapping[str, Tensor]
 
 
@@ -131,7 +130,8 @@ class Stage(nn.Module):
         if own is None:
             own = torch.zeros((), device=self.batches[0]["labels"].device) if state is None else state.flatten()[0] * 0
         own = own.reshape(1)
-        return own if self.is_first else own + received[1]
+        total: Tensor = own if self.is_first else own + received[1]
+        return total
 
     def _report(self, number: int, outputs: Any) -> StageReport:
         loads = {} if outputs.expert_loads is None else dict(enumerate(outputs.expert_loads, self.first_expert_layer))

@@ -140,7 +140,7 @@ def _share_rowwise(linear: nn.Linear, leave: Callable[[Tensor], Tensor]) -> None
         out = leave(F.linear(inner, linear.weight))
         return out if linear.bias is None else out + linear.bias.to(out.dtype)  # once, not once per process
 
-    linear.forward = forward
+    linear.forward = forward  # type: ignore[assignment, method-assign]
 
 
 def _share_experts(layer: Any, group: Group, *, by_tokens: bool) -> None:

@@ -8,6 +8,7 @@ from sortyard.data.options import CorpusOptions, MaskingOptions, TaskOptions
 from sortyard.model.options import ModelOptions
 from sortyard.objectives.options import DistillationOptions
 from sortyard.options import Options
+from sortyard.parallel.options import ParallelOptions
 from sortyard.tokenizer.options import TokenizerOptions
 from sortyard.training.options import LoopOptions, OptimizerOptions, ScheduleOptions
 
@@ -84,6 +85,9 @@ class Recipe(Options):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of initialisation, data order, masks and dropout")
     tokenizer: TokenizerOptions = Field(default_factory=TokenizerOptions, description="trained on the text, or loaded")
     model: ModelOptions = Field(default_factory=ModelOptions, description="the encoder; names are those of its config")
+    parallel: ParallelOptions = Field(
+        default_factory=ParallelOptions, description="layout of the processes of pretraining; one if left out"
+    )
     pretrain: PretrainSection | None = Field(None, description="phase 1: language modelling on text")
     adapt: AdaptSection | None = Field(None, description="between the two: an upcycled model settles on text")
     finetune: FinetuneSection | None = Field(None, description="phase 2: a task on labelled examples")

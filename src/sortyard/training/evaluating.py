@@ -4,12 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from sortyard.errors import InputError
 from sortyard.training.options import LoopOptions
-from sortyard.training.recorder import Recorder
-from sortyard.training.state import TrainState
+from sortyard.training.recorder import Records
+from sortyard.training.session import Session
 
 Evaluate = Callable[[Any], dict[str, float]]
 
@@ -28,12 +26,10 @@ class Evaluation:
     best_metric: str | None
     loop: LoopOptions
 
-    def run(self, model: Any, *, state: TrainState, recorder: Recorder) -> bool:
+    def run(self, session: Session, *, recorder: Records) -> bool:
         """Evaluate after a step; true if it is the best so far."""
-        model.eval()
-        with torch.no_grad():
-            metrics = self.evaluate(model)
-        model.train()
+        state = session.state
+        metrics = session.measure(self.evaluate)
         recorder.evaluation(metrics, step=state.step)
         if self.best_metric is None:
             return False

@@ -2,26 +2,27 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from signal import Signals
 from typing import Any
 
 from sortyard.data.batches import BatchSource
 from sortyard.errors import InputError
 from sortyard.objectives.total import Objective
-from sortyard.training.checkpoint import CheckpointStore
+from sortyard.parallel.mesh import is_first
+from sortyard.parallel.options import ONE_PROCESS, ParallelOptions
 from sortyard.training.evaluating import Evaluate, Evaluation
-from sortyard.training.optimizer import build_optimizer
+from sortyard.training.opening import Steps, make_stepper, open_recorder, open_session
 from sortyard.training.options import LoopOptions, OptimizerOptions, ScheduleOptions
-from sortyard.training.precision import Precision
 from sortyard.training.progress import NoProgress, Progress
-from sortyard.training.recorder import Recorder
+from sortyard.training.recorder import NoRecorder, Records
 from sortyard.training.run_folder import RunFolder
 from sortyard.training.run_lock import run_lock
 from sortyard.training.schedule import lr_factor
-from sortyard.training.session import Session, prepare_device
+from sortyard.training.session import Session
 from sortyard.training.state import TrainState
-from sortyard.training.step import Stepper, StepResult
+from sortyard.training.step import StepResult
 from sortyard.training.stop_signals import StopSignals
 
 
@@ -63,6 +64,7 @@ def train(
     evaluate: Evaluate | None = None,
     best_metric: str | None = None,
     progress: Progress | None = None,
+    parallel: ParallelOptions = ONE_PROCESS,
 ) -> TrainResult:
     """Train a model, or go on with a run that was interrupted.
 
@@ -82,9 +84,11 @@ def train(
         best_metric: which of its figures decides about the best weights and early stopping; names ending in loss,
             perplexity or error are better when lower.
         progress: the display; None shows nothing.
+        parallel: the layout, where several processes have met (`sortyard.parallel.mesh.join_processes`) and make this
+            call together; it changes nothing of what is computed.
 
     Returns:
-        How the run ended; the model holds the exported weights.
+        How the run ended; the model holds the exported weights (of several processes, the first one's).
 
     Raises:
         InputError: the options do not fit together, the loss stays non-finite, files cannot be used, or another process
@@ -95,8 +99,10 @@ def train(
     if (loop.keep_best or loop.early_stopping_patience) and (evaluate is None or best_metric is None):
         raise InputError("keep_best and early_stopping_patience need evaluation data: turn them off, or give some")
     display = progress or NoProgress()
-    with run_lock(run.path):
-        session = _open_session(model, loop=loop, optimizer=optimizer, run=run, display=display)
+    with run_lock(run.path) if is_first() else nullcontext():
+        session = open_session(
+            model, objective=objective, loop=loop, optimizer=optimizer, run=run, display=display, parallel=parallel
+        )
         was_resumed = session.restore()
         state, total = session.state, loop.total_steps(source.steps_per_epoch)
         if state.finished:
@@ -104,18 +110,18 @@ def train(
             display.message(f"{run.path} finished at step {state.step} ({state.finished}): there is nothing left to do")
             return _result(state, total=total, was_finished=True)
 
-        recorder = _open_recorder(session, run, loop=loop, display=display, steps_per_epoch=source.steps_per_epoch)
-        stepper = Stepper(
-            model,
+        recorder: Records = NoRecorder()
+        if is_first():
+            recorder = open_recorder(session, run, loop=loop, display=display, steps_per_epoch=source.steps_per_epoch)
+        stepper = make_stepper(
+            session,
             objective=objective,
-            optimizer=session.optimizer,
-            precision=session.precision,
-            max_grad_norm=loop.max_grad_norm,
+            loop=loop,
             lr=lambda step: optimizer.lr * lr_factor(step, total, schedule),
             seed=seed,
         )
         evaluation = None if evaluate is None else Evaluation(evaluate, best_metric, loop)
-        with _recorded(recorder, state):
+        with _recorded(recorder, state, run):
             display.start(total=total, done=state.step)
             recorder.event("resume" if was_resumed else "start", step=state.step, total_steps=total)
             for note in session.notes:
@@ -128,6 +134,7 @@ def train(
                 loop=loop,
                 total=total,
                 recorder=recorder,
+                run=run,
             )
         return _result(state, total=total, was_finished=False)
 
@@ -136,83 +143,44 @@ def _run(
     session: Session,
     *,
     source: BatchSource,
-    stepper: Stepper,
+    stepper: Steps,
     evaluation: Evaluation | None,
     loop: LoopOptions,
     total: int,
-    recorder: Recorder,
+    recorder: Records,
+    run: RunFolder,
 ) -> None:
     """The loop itself: fetch, step, evaluate, record, save."""
-    state, run = session.state, recorder.run
+    state = session.state
     with StopSignals() as signals, session.store:
         while not state.finished:
             started = time.perf_counter()
-            result = stepper.take(source.step(state.step), step=state.step)
-            state.advance(result, seconds=time.perf_counter() - started)
+            result = stepper.take(source.step(state.step, share=session.share), step=state.step)
+            seconds, stop = session.agree(seconds=time.perf_counter() - started, signal=signals.received or 0)
+            state.advance(result, seconds=seconds)
             _report_trouble(result, state, source=source, loop=loop, recorder=recorder)
             state.finished = _reason_to_finish(state, total=total, loop=loop)
 
             is_best = False
             if evaluation is not None and (state.finished or _is_due(state.step, loop.eval_every)):
-                is_best = evaluation.run(session.model, state=state, recorder=recorder)
+                is_best = evaluation.run(session, recorder=recorder)
             recorder.step(state, lr=result.lr, is_due=bool(state.finished) or _is_due(state.step, loop.log_every))
 
-            stop = signals.received
             is_save_due = _is_due(state.step, loop.checkpoint_every) or (is_best and loop.keep_best)
             if is_save_due or stop or state.finished:
                 session.save(run)
-            if stop is not None and not state.finished:
+            if stop and not state.finished:
                 session.store.wait()
-                recorder.event("stop", step=state.step, signal=stop.name)
-                recorder.progress.message(f"stopped at step {state.step}; continue with `sortyard resume {run.path}`")
-                signals.leave()
+                recorder.event("stop", step=state.step, signal=Signals(stop).name)
+                recorder.say(f"stopped at step {state.step}; continue with `sortyard resume {run.path}`")
+                signals.leave(stop)
         session.finish(run, keep_best=loop.keep_best)
-        if signals.received is not None:
-            signals.leave()
-
-
-def _open_session(
-    model: Any, *, loop: LoopOptions, optimizer: OptimizerOptions, run: RunFolder, display: Progress
-) -> Session:
-    def warn(message: str) -> None:
-        run.append_event("warning", message=message)
-        display.message(f"warning: {message}")
-
-    device = prepare_device(loop)
-    model.to(device)
-    model.train()
-    if loop.activation_checkpointing:
-        # transformers 5.23 warns about the second name; drop it once every transformers we allow knows the first
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        enable = next(getattr(model, name) for name in names if hasattr(model, name))
-        enable({"use_reentrant": False})
-    return Session(
-        model,
-        optimizer=build_optimizer(model, optimizer),
-        precision=Precision(loop.precision, device=device),
-        store=CheckpointStore(
-            run.checkpoints, keep=loop.keep_checkpoints, warn=warn, in_background=loop.async_checkpoints
-        ),
-    )
-
-
-def _open_recorder(
-    session: Session, run: RunFolder, *, loop: LoopOptions, display: Progress, steps_per_epoch: int
-) -> Recorder:
-    step = session.state.step
-    run.cut_after(step)
-    return Recorder(
-        run,
-        progress=display,
-        device=session.precision.device,
-        steps_per_epoch=steps_per_epoch,
-        tensorboard=loop.tensorboard,
-        first_step=step,
-    )
+        if stop:
+            signals.leave(stop)
 
 
 @contextmanager
-def _recorded(recorder: Recorder, state: TrainState) -> Iterator[None]:
+def _recorded(recorder: Records, state: TrainState, run: RunFolder) -> Iterator[None]:
     """Write an error to the events, and turn one of the file system into a message; close the records in any case."""
     try:
         yield
@@ -221,7 +189,7 @@ def _recorded(recorder: Recorder, state: TrainState) -> Iterator[None]:
             recorder.event("error", step=state.step, message=str(error))
         if not isinstance(error, OSError):
             raise
-        path = recorder.run.path
+        path = run.path
         raise InputError(
             f"{error.filename or path}: {error.strerror or error}; training broke off after step {state.step}. "
             f"Mend that, then continue with `sortyard resume {path}`"
@@ -241,7 +209,7 @@ def _reason_to_finish(state: TrainState, *, total: int, loop: LoopOptions) -> st
 
 
 def _report_trouble(
-    result: StepResult, state: TrainState, *, source: BatchSource, loop: LoopOptions, recorder: Recorder
+    result: StepResult, state: TrainState, *, source: BatchSource, loop: LoopOptions, recorder: Records
 ) -> None:
     """Warn about a step without an update; give up after too many bad ones in a row."""
     if result.outcome == "updated":

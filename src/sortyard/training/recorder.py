@@ -1,7 +1,7 @@
 """Keeps a run's records: metrics, routing, events, TensorBoard and the progress display, in step with its state."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -9,6 +9,52 @@ from sortyard.training.metrics import Window, load_shares, peak_memory_bytes
 from sortyard.training.progress import Progress
 from sortyard.training.run_folder import RunFolder
 from sortyard.training.state import TrainState
+
+
+class Records(Protocol):
+    """Where a run writes what happens."""
+
+    def step(self, state: TrainState, *, lr: float, is_due: bool) -> None:
+        """A step is finished; if a line is due, a new window begins."""
+
+    def evaluation(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """The model was measured."""
+
+    def event(self, event: str, *, step: int, **details: Any) -> None:
+        """Something happened."""
+
+    def warn(self, message: str, *, step: int) -> None:
+        """Something happened that a person should read."""
+
+    def say(self, message: str) -> None:
+        """Tell the person, and write nothing."""
+
+    def close(self) -> None:
+        """The run is over, or broke off."""
+
+
+class NoRecorder:
+    """Writes nothing: the records of a run that several processes share are the first one's."""
+
+    def step(self, state: TrainState, *, lr: float, is_due: bool) -> None:  # noqa: ARG002
+        """Begin a new window where the first process does."""
+        if is_due:
+            state.window = Window()
+
+    def evaluation(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Do nothing."""
+
+    def event(self, event: str, *, step: int, **details: Any) -> None:
+        """Do nothing."""
+
+    def warn(self, message: str, *, step: int) -> None:
+        """Do nothing."""
+
+    def say(self, message: str) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 class Recorder:
@@ -77,6 +123,10 @@ class Recorder:
         """Write and show a warning."""
         self.event("warning", step=step, message=message)
         self.progress.message(f"warning: {message}")
+
+    def say(self, message: str) -> None:
+        """Show a message."""
+        self.progress.message(message)
 
     def close(self) -> None:
         """Finish TensorBoard's file and the display."""

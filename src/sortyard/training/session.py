@@ -1,5 +1,6 @@
 """The tensors and the state of a run together: restored from its checkpoints, saved to them, finished with."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ from sortyard.errors import InputError
 from sortyard.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
 from sortyard.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from sortyard.training.options import LoopOptions
+from sortyard.training.pieces import Piece
 from sortyard.training.precision import Precision
 from sortyard.training.run_folder import RunFolder
 from sortyard.training.state import TrainState
@@ -55,6 +57,26 @@ class Session:
     state: TrainState = field(default_factory=TrainState)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which share of every micro-batch's rows is this process's, and of how many."""
+        return 0, 1
+
+    def agree(self, *, seconds: float, signal: int) -> tuple[float, int]:
+        """A step's time and the signal that came meanwhile, 0 for none; the same on all processes of a run."""
+        return seconds, signal
+
+    def measure(self, evaluate: Callable[[Any], dict[str, float]]) -> dict[str, float]:
+        """What an evaluation says of the model, which it gets in evaluation mode and without gradients."""
+        self.model.eval()
+        with torch.no_grad():
+            metrics = evaluate(self.model)
+        self.model.train()
+        return metrics
+
+    def gather_whole(self) -> None:
+        """Bring the weights as they are into `model`."""
+
     def restore(self) -> bool:
         """Continue from the newest good checkpoint; False when there is none.
 
@@ -91,7 +113,7 @@ class Session:
             if is_first:
                 run.append_event("checkpoint", step=step)
 
-        weights, optimizer = model_tensors(self.model), optimizer_tensors(self.optimizer, self.model)
+        weights, optimizer = self._pieces()
         self.store.save(Snapshot(weights, optimizer, state), on_durable=note)
 
     def finish(self, run: RunFolder, *, keep_best: bool) -> None:
@@ -101,14 +123,24 @@ class Session:
         """
         self.store.wait()
         best = self.state.best_step
-        if keep_best and best not in (0, self.state.step):
-            checkpoint = self.store.load(best)
-            if checkpoint is not None:
-                load_model_tensors(self.model, checkpoint.tensors("model"))
+        checkpoint = self.store.load(best) if keep_best and best not in (0, self.state.step) else None
+        if checkpoint is not None:
+            self._take_best(checkpoint)
+        else:
+            self.gather_whole()
+        if self.store.peers.rank:
+            return
         if not any(record.get("event") == "finish" for record in run.read_events()):
             export_model(self.model, run.model)
             run.append_event("finish", step=self.state.step, reason=self.state.finished)
 
+    def _pieces(self) -> tuple[list[Piece], list[Piece]]:
+        """Pieces of the weights and of the optimizer's state that this process answers for."""
+        return model_tensors(self.model), optimizer_tensors(self.optimizer, self.model)
+
     def _load(self, checkpoint: Checkpoint) -> None:
         load_model_tensors(self.model, checkpoint.tensors("model"))
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.tensors("optimizer"))
+
+    def _take_best(self, checkpoint: Checkpoint) -> None:
+        load_model_tensors(self.model, checkpoint.tensors("model"))

@@ -28,9 +28,13 @@ class StopSignals:
     ) -> None:
         self._restore()
 
-    def leave(self) -> NoReturn:
-        """Raise what the noted signal asks for: KeyboardInterrupt, or SystemExit with status 143."""
-        if self.received == signal.SIGINT:
+    def leave(self, received: int) -> NoReturn:
+        """Raise what a signal asks for: KeyboardInterrupt, or SystemExit with status 143.
+
+        Args:
+            received: by this process, or by another of the same run.
+        """
+        if received == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)
 

@@ -50,7 +50,8 @@ def balance_loss(
     sums = total(torch.cat([loads, summed_shares(routing), num_tokens]))
     loads, shares, tokens = sums.split([num_experts, num_experts, 1])
     loss = _FORMS[form](loads / loads.sum().clamp(min=1), shares / tokens.clamp(min=1))
-    return coef * loss * (tokens[0] > 0)
+    weighted: Tensor = coef * loss * (tokens[0] > 0)
+    return weighted
 
 
 def summed_shares(routing: Routing) -> Float[Tensor, " E"]:

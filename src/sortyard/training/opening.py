@@ -1,0 +1,149 @@
+"""What a run starts with: the session, the stepper and the records, of one process or of one among several."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from sortyard.objectives.total import Objective
+from sortyard.parallel.mesh import Layout, is_one_of_many
+from sortyard.parallel.options import ParallelOptions
+from sortyard.training.checkpoint import CheckpointStore
+from sortyard.training.optimizer import build_optimizer
+from sortyard.training.options import LoopOptions, OptimizerOptions
+from sortyard.training.precision import Precision
+from sortyard.training.progress import Progress
+from sortyard.training.recorder import Recorder
+from sortyard.training.run_folder import RunFolder
+from sortyard.training.session import Session, prepare_device
+from sortyard.training.step import Stepper, StepResult
+
+
+class Steps(Protocol):
+    """Takes optimizer steps."""
+
+    def take(self, micro_batches: Sequence[Mapping[str, Tensor]], *, step: int) -> StepResult:
+        """Take one step with this process's rows of its micro-batches."""
+
+
+def open_session(
+    model: Any,
+    *,
+    objective: Objective,
+    loop: LoopOptions,
+    optimizer: OptimizerOptions,
+    run: RunFolder,
+    display: Progress,
+    parallel: ParallelOptions,
+) -> Session:
+    """A run's tensors and state before its first step, or before a checkpoint is loaded.
+
+    Args:
+        model: a head with the weights to start from; of several processes all but the first use it up.
+        objective: what to minimise.
+        loop: precision, recomputation and checkpoints.
+        optimizer: AdamW's settings.
+        run: the run's folder.
+        display: told about damaged checkpoints.
+        parallel: the layout of several processes.
+
+    Raises:
+        InputError: the device is not there, or the layout does not fit the processes or the model.
+    """
+
+    def warn(message: str) -> None:
+        run.append_event("warning", message=message)
+        display.message(f"warning: {message}")
+
+    device = prepare_device(loop)
+    precision = Precision(loop.precision, device=device)
+    keep: dict[str, Any] = {"keep": loop.keep_checkpoints, "warn": warn, "in_background": loop.async_checkpoints}
+    if not is_one_of_many():
+        model.to(device)
+        model.train()
+        _checkpoint_activations(model, loop)
+        return Session(
+            model,
+            optimizer=build_optimizer(model, optimizer),
+            precision=precision,
+            store=CheckpointStore(run.checkpoints, **keep),
+        )
+
+    from sortyard.parallel.apply import check_model, parallelize
+    from sortyard.parallel.peers import Group
+    from sortyard.training.split_session import SplitSession
+
+    layout, talk = Layout.make(parallel, device=device), Group.of_all()
+    check_model(model, layout.options, num_micro_batches=loop.accumulation_steps)
+    split = parallelize(
+        copy.deepcopy(model) if talk.rank == 0 else model,
+        layout=layout,
+        count_targets=objective.count_targets,
+        autocast=precision.autocast,
+        checkpoint_activations=lambda part: _checkpoint_activations(part, loop),
+    )
+    return SplitSession(
+        model,
+        optimizer=build_optimizer(split.stages, optimizer),
+        precision=precision,
+        store=CheckpointStore(run.checkpoints, peers=Group.of_all(), **keep),
+        split=split,
+        talk=talk,
+    )
+
+
+def make_stepper(
+    session: Session, *, objective: Objective, loop: LoopOptions, lr: Callable[[int], float], seed: int
+) -> Steps:
+    """What takes a session's steps.
+
+    Args:
+        session: the run.
+        objective: what to minimise.
+        loop: the clipping.
+        lr: learning rate of a step, counted from 0.
+        seed: the run's seed.
+    """
+    settings: dict[str, Any] = {"max_grad_norm": loop.max_grad_norm, "lr": lr, "seed": seed}
+    settings |= {"optimizer": session.optimizer, "precision": session.precision}
+    if not is_one_of_many():
+        return Stepper(session.model, objective=objective, **settings)
+
+    from sortyard.training.split_session import SplitSession
+    from sortyard.training.split_step import SplitStepper
+
+    assert isinstance(session, SplitSession)
+    return SplitStepper(session.split, count_targets=objective.count_targets, **settings)
+
+
+def _checkpoint_activations(model: Any, loop: LoopOptions) -> None:
+    if loop.activation_checkpointing:
+        # transformers 5.23 warns about the second name; drop it once every transformers we allow knows the first
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+        enable = next(getattr(model, name) for name in names if hasattr(model, name))
+        enable({"use_reentrant": False})
+
+
+def open_recorder(
+    session: Session, run: RunFolder, *, loop: LoopOptions, display: Progress, steps_per_epoch: int
+) -> Recorder:
+    """The records of a run, cut back to where it goes on.
+
+    Args:
+        session: the run, restored.
+        run: its folder.
+        loop: what is written.
+        display: what a person sees.
+        steps_per_epoch: optimizer steps in one pass over the data.
+    """
+    step = session.state.step
+    run.cut_after(step)
+    return Recorder(
+        run,
+        progress=display,
+        device=session.precision.device,
+        steps_per_epoch=steps_per_epoch,
+        tensorboard=loop.tensorboard,
+        first_step=step,
+    )
