@@ -58,10 +58,14 @@ class MemoryDocuments:
 
     def __init__(self, lengths: list[int], first_id: int = 10) -> None:
         self.lengths = np.array(lengths, dtype=np.int64)
-        ends = np.cumsum(self.lengths)
-        self._documents = [
-            np.arange(end - length, end) + first_id for end, length in zip(ends, self.lengths, strict=True)
-        ]
+        self.num_documents = len(lengths)
+        self._offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        self._first_id = first_id
 
-    def piece(self, document: int, start: int, length: int) -> np.ndarray:
-        return self._documents[document][start : start + length]
+    def offsets(self, first: int, end: int) -> np.ndarray:
+        assert 0 <= first < end <= self.num_documents
+        return self._offsets[first : end + 1]
+
+    def tokens(self, first: int, end: int) -> np.ndarray:
+        assert 0 <= first < end <= self._offsets[-1]
+        return np.arange(first, end) + self._first_id

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sortyard.data.packing import MIN_PIECE, PackedRows, split_documents
+from sortyard.data import documents as documents_module
+from sortyard.data.documents import split_documents
+from sortyard.data.packing import PackedRows
 from sortyard.data.vocabulary import Vocabulary
 from sortyard.errors import InputError
 from tests.data.conftest import MemoryDocuments
@@ -35,10 +37,9 @@ def check_rows(rows: PackedRows) -> np.ndarray:
         for first, end in pairwise(boundaries):
             assert ids[first] == CLS
             assert ids[end - 1] == SEP
-            piece = ids[first + 1 : end - 1]
-            assert len(piece) > 0
-            assert (np.diff(piece) == 1).all()
-            tokens.append(piece)
+            tokens.append(ids[first + 1 : end - 1])
+            assert len(tokens[-1]) > 0
+            assert (np.diff(tokens[-1]) == 1).all()
     return np.concatenate(tokens)
 
 
@@ -51,20 +52,52 @@ def check_rows(rows: PackedRows) -> np.ndarray:
 def test_every_token_is_in_exactly_one_row(lengths: list[int], width: int, packing: bool) -> None:
     rows = packed(lengths, sequence_length=width, packing=packing)
     np.testing.assert_array_equal(check_rows(rows), np.arange(sum(lengths)) + 10)
-    assert rows.num_tokens == sum(len(rows.row(index).ids) for index in range(len(rows)))
+    assert rows.num_tokens == sum(lengths)
 
 
-def test_rows_are_filled_and_short_gaps_are_left() -> None:
+def test_rows_are_filled_up_to_the_special_tokens_of_a_cut() -> None:
     rows = packed([10, 100, 3, 12, 5])
     assert [np.diff(rows.row(index).boundaries).tolist() for index in range(len(rows))] == [
-        [12, 20],
+        [12, 19],
         [32],
         [32],
-        [24],
-        [5, 14],
-        [7],
+        [25, 5],
+        [14, 7],
     ]
-    assert all(32 - len(rows.row(index).ids) < MIN_PIECE + 2 for index in range(len(rows) - 1))
+
+
+def test_rows_that_begin_or_end_at_a_special_token_hold_no_empty_piece() -> None:
+    assert [np.diff(packed([length, 40]).row(0).boundaries).tolist() for length in (26, 27, 28, 29, 30)] == [
+        [28, 3],
+        [29],
+        [30],
+        [31],
+        [31],
+    ]
+    assert len(packed([29])) == 1
+    assert [len(packed([30]).row(index).ids) for index in (0, 1)] == [31, 3]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=8, max_size=60),
+    most_runs=st.integers(1, 5),
+    fraction=st.sampled_from([0.1, 0.3, 0.5]),
+    packing=st.booleans(),
+)
+def test_runs_of_held_out_documents_lose_and_share_no_token(
+    lengths: list[int], most_runs: int, fraction: float, packing: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents_module, "MOST_RUNS", most_runs)
+        train, held_out = (
+            packed(lengths, split=name, validation_fraction=fraction, seed=1, packing=packing)
+            for name in ("train", "validation")
+        )
+    tokens = [check_rows(rows).tolist() for rows in (train, held_out)]
+    assert sorted(tokens[0] + tokens[1]) == list(range(10, 10 + sum(lengths)))
+    assert all(rows == sorted(rows) for rows in tokens)
+    assert held_out.num_documents == round(fraction * len(lengths)) == len(lengths) - train.num_documents
 
 
 def test_without_packing_a_row_holds_one_piece() -> None:
@@ -94,6 +127,24 @@ def test_the_split_goes_by_the_seed() -> None:
     assert first == again != other
 
 
+@pytest.mark.parametrize("num_documents", [2, 3, 1000, 10**9])
+@pytest.mark.parametrize("fraction", [0.01, 0.5])
+def test_a_split_is_a_small_table_and_spread_over_all_documents(num_documents: int, fraction: float) -> None:
+    options = {"validation_fraction": fraction, "seed": 0}
+    held_out, train = (
+        split_documents(num_documents, split=split, **options)  # type: ignore[arg-type]
+        for split in ("validation", "train")
+    )
+    assert max(len(held_out), len(train)) <= documents_module.MOST_RUNS + 1
+    assert np.diff(held_out).sum() == max(1, round(fraction * num_documents))
+    both = np.concatenate([held_out, train])
+    both = both[np.argsort(both[:, 0])]
+    assert (both[1:, 0] == both[:-1, 1]).all()
+    assert (both[0, 0], both[-1, 1]) == (0, num_documents)
+    counts, _ = np.histogram(held_out[:, 0], bins=10, range=(0, num_documents))
+    assert num_documents < 1000 or counts.max() - counts.min() < 5
+
+
 @pytest.mark.parametrize(("documents", "fraction", "split"), [(1, 0.1, "train"), (9, 0.0, "validation")])
 def test_an_empty_split_is_refused(documents: int, fraction: float, split: str) -> None:
     with pytest.raises(InputError, match=f"leaves none for {split}"):
@@ -106,3 +157,7 @@ def test_a_hundred_thousand_documents_take_seconds() -> None:
     rows = PackedRows(documents, sequence_length=512, vocabulary=VOCABULARY)
     assert time.perf_counter() - begin < 5
     assert len(rows) > 190_000
+    begin = time.perf_counter()
+    for index in range(0, len(rows), 200):
+        rows.row(index)
+    assert time.perf_counter() - begin < 5

@@ -47,7 +47,13 @@ def test_shards_hold_every_document_without_special_tokens(
     assert shards.num_tokens == sum(map(len, expected))
     for number, ids in enumerate(expected):
         np.testing.assert_array_equal(shards.document(number), ids)
-    np.testing.assert_array_equal(shards.piece(3, 2, 4), expected[3][2:6])
+    flat = np.concatenate(expected)
+    borders = np.concatenate([[0], np.cumsum([len(ids) for ids in expected])])
+    np.testing.assert_array_equal(shards.offsets(0, len(texts)), borders)
+    np.testing.assert_array_equal(shards.tokens(0, len(flat)), flat)
+    for first in range(0, len(texts) - 40, 7):
+        np.testing.assert_array_equal(shards.offsets(first, first + 40), borders[first : first + 41])
+        np.testing.assert_array_equal(shards.tokens(first, 99 * first + 1), flat[first : 99 * first + 1])
 
 
 def test_truncation_set_on_the_tokenizer_changes_nothing(corpus: Path, tokenizer: Any, tmp_path: Path) -> None:
@@ -170,7 +176,7 @@ def test_damaged_shards_are_refused_by_name(corpus: Path, tokenizer: Any, tmp_pa
     if damage == "flip":
         data[len(data) // 2] ^= 1
     elif damage == "version":
-        data = bytearray(bytes(data).replace(b'"version": 1', b'"version": 9'))
+        data = bytearray(bytes(data).replace(b'"version": 2', b'"version": 9'))
     else:
         del data[len(data) // 2 :]
     victim.unlink() if damage == "gone" else victim.write_bytes(bytes(data))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sortyard.data.locate import format_of, locate
 from sortyard.data.options import CorpusOptions
 from sortyard.data.reading import TextRow, read_corpus
-from sortyard.data.shard_format import INDEX_NAME, Shard, ShardIndex, check_shard, read_index, tokenizer_sha256
+from sortyard.data.shard_format import INDEX_NAME, Shard, ShardIndex, check_shards, read_index, tokenizer_sha256
 from sortyard.data.shard_writing import ShardWriter, disk_errors, write_or_explain
 from sortyard.data.skips import SkipLog
 from sortyard.durable import ASIDE
@@ -193,8 +193,9 @@ def _begin(folder: Path, blank: ShardIndex) -> ShardIndex:
             f"out: {folder} holds shards of other data (differing: {', '.join(differing)}); "
             "give another folder, or delete this one to prepare it anew"
         )
-    for shard in index.shards:
-        check_shard(folder, shard, token_bytes=np.dtype(index.dtype).itemsize, digests=True)
+    check_shards(
+        folder, index, verify="sizes" if index.complete else "auto"
+    )  # whoever opens finished ones looks closer
     return index
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sortyard.data.shard_blocks import BlockSums
 from sortyard.data.shard_format import Shard
 from sortyard.durable import aside_of, publish, replace_bytes
 from sortyard.errors import InputError
@@ -28,11 +30,12 @@ class ShardWriter:
         self.num_tokens = 0
         self._folder = folder
         self._dtype = dtype
-        self._names = f"tokens-{number:05d}.bin", f"documents-{number:05d}.npy"
+        self._names = f"tokens-{number:05d}.bin", f"documents-{number:05d}.npy", f"checksums-{number:05d}.bin"
         self._partial = aside_of(folder / self._names[0])
         self._file: io.BufferedWriter | None = None
         self._digest = hashlib.sha256()
-        self._offsets = [0]
+        self._sums = BlockSums()
+        self._offsets = array("q", [0])
         self._num_texts = 0
         self._text_bytes = 0
 
@@ -48,28 +51,34 @@ class ShardWriter:
                 self._file = self._partial.open("wb")
             self._file.write(data)
         self._digest.update(data)
+        self._sums.add(data)
         self.num_tokens += len(tokens)
         self._offsets.append(self.num_tokens)
 
     def finish(self) -> Shard:
-        """Sync both files, give them their names, and return what the index says of them."""
-        tokens, documents = self._names
+        """Sync the files, give them their names, and return what the index says of them."""
+        tokens, documents, checksums = self._names
         with disk_errors(self._folder / tokens, self._partial.stat().st_size):
             assert self._file is not None
             self._file.close()
             publish(self._folder / tokens)
         buffer = io.BytesIO()
         np.save(buffer, np.array(self._offsets, dtype="<i8"))
-        write_or_explain(self._folder / documents, buffer.getvalue())
-        digests = {tokens: self._digest.hexdigest(), documents: hashlib.sha256(buffer.getvalue()).hexdigest()}
+        offsets = BlockSums()
+        offsets.add(buffer.getvalue())
+        written = {documents: buffer.getvalue(), checksums: self._sums.finish() + offsets.finish()}
+        for name, data in written.items():
+            write_or_explain(self._folder / name, data)
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in written.items()}
         return Shard(
             tokens=tokens,
             documents=documents,
+            checksums=checksums,
             num_documents=len(self._offsets) - 1,
             num_tokens=self.num_tokens,
             num_texts=self._num_texts,
             text_bytes=self._text_bytes,
-            sha256=digests,
+            sha256={tokens: self._digest.hexdigest(), **digests},
         )
 
     def discard(self) -> None:

@@ -1,6 +1,7 @@
-"""Token shards: made from text by `prepare_shards`, read through memory maps by `TokenShards`."""
+"""Token shards: made from text by `prepare_shards`, read piece by piece from disk by `TokenShards`."""
 
-import bisect
+from bisect import bisect_right
+from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -9,7 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sortyard.data.prepare import OnProgress, prepare_shards
-from sortyard.data.shard_format import INDEX_NAME, ShardIndex, check_shard, read_index, tokenizer_sha256
+from sortyard.data.shard_blocks import REMEDY, BlockReader, num_blocks
+from sortyard.data.shard_format import (
+    INDEX_NAME,
+    NPY_HEADER_BYTES,
+    OFFSET_BYTES,
+    ShardIndex,
+    Verify,
+    check_shards,
+    read_index,
+    tokenizer_sha256,
+)
 from sortyard.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,26 +30,30 @@ __all__ = ["OnProgress", "ShardIndex", "TokenShards", "prepare_shards"]
 
 
 class TokenShards:
-    """Documents as token ids, read through memory maps."""
+    """Documents as token ids, one after another, read from disk as they are asked for.
+
+    In memory are the shards' names and sizes only. What is read is compared with its checksum first, so that a file
+    that is damaged, cut short or removed is an `InputError` that names it, whenever it happens.
+    """
 
     def __init__(self, folder: Path, index: ShardIndex) -> None:
         self.folder = folder
         self.index = index
-        self._tokens = [np.memmap(folder / shard.tokens, dtype=index.dtype, mode="r") for shard in index.shards]
-        self._offsets = [np.load(folder / shard.documents, allow_pickle=False) for shard in index.shards]
-        self._first = list(accumulate((shard.num_documents for shard in index.shards), initial=0))
-        self._lengths = np.concatenate([np.diff(offsets) for offsets in self._offsets])
+        self._token_bytes = np.dtype(index.dtype).itemsize
+        self._first_document = list(accumulate((shard.num_documents for shard in index.shards), initial=0))
+        self._first_token = list(accumulate((shard.num_tokens for shard in index.shards), initial=0))
+        self._reader = BlockReader()
 
     @classmethod
     def open(
-        cls, folder: str | Path, *, tokenizer: "PreTrainedTokenizerFast | None" = None, verify: bool = True
+        cls, folder: str | Path, *, tokenizer: "PreTrainedTokenizerFast | None" = None, verify: Verify = "auto"
     ) -> Self:
         """Open a folder of finished shards.
 
         Args:
             folder: what `prepare_shards` wrote to.
             tokenizer: refuse shards that were made with another one.
-            verify: compare every file with its digest, which reads them once.
+            verify: what to compare at once, beside what is compared when it is read.
 
         Raises:
             InputError: there are no shards, they are unfinished or damaged, or the tokenizer is another one.
@@ -53,33 +68,82 @@ class TokenShards:
             )
         if tokenizer is not None and tokenizer_sha256(tokenizer) != index.tokenizer_sha256:
             raise InputError(f"{folder}: these shards were made with another tokenizer; prepare them again elsewhere")
-        for shard in index.shards:
-            check_shard(folder, shard, token_bytes=np.dtype(index.dtype).itemsize, digests=verify)
+        check_shards(folder, index, verify=verify)
         return cls(folder, index)
 
     @property
     def num_documents(self) -> int:
         """Documents of all shards."""
-        return self._first[-1]
+        return self._first_document[-1]
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all shards, special tokens not being among them."""
-        return self.index.num_tokens
+        return self._first_token[-1]
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """[num_documents] tokens of each document."""
-        return self._lengths
+    def offsets(self, first: int, end: int) -> NDArray[np.int64]:
+        """Return where each of the documents `first` to `end` - 1 begins among all tokens, and where the last one ends.
+
+        Returns:
+            [end - first + 1] numbers of tokens.
+
+        Raises:
+            IndexError: there are no such documents.
+            InputError: a file is damaged; the message names it.
+        """
+        found = np.empty(end - first + 1, dtype=np.int64)
+        for shard, begin, stop in _parts(self._first_document, first, end):
+            to = self._first_document[shard] + begin - first
+            found[to : to + stop - begin + 1] = self._shard_offsets(shard, begin, stop) + self._first_token[shard]
+        return found
+
+    def tokens(self, first: int, end: int) -> NDArray[np.integer]:
+        """Return the tokens `first` to `end` - 1 of all.
+
+        Raises:
+            IndexError: there are no such tokens.
+            InputError: a file is damaged; the message names it.
+        """
+        parts = [
+            self._read(shard, self.index.shards[shard].tokens, begin * self._token_bytes, stop * self._token_bytes)
+            for shard, begin, stop in _parts(self._first_token, first, end)
+        ]
+        return np.frombuffer(b"".join(parts), dtype=self.index.dtype)
 
     def document(self, index: int) -> NDArray[np.integer]:
         """Return the tokens of document `index`."""
-        return self.piece(index, 0, int(self._lengths[index]))
+        first, end = self.offsets(index, index + 1).tolist()
+        return self.tokens(first, end)
 
-    def piece(self, document: int, start: int, length: int) -> NDArray[np.integer]:
-        """Return `length` tokens of a document, from its token `start` on."""
-        if not 0 <= document < self.num_documents:
-            raise IndexError(f"document {document} of {self.num_documents}")
-        shard = bisect.bisect_right(self._first, document) - 1
-        first = int(self._offsets[shard][document - self._first[shard]]) + start
-        return self._tokens[shard][first : first + length]
+    def _shard_offsets(self, shard: int, first: int, end: int) -> NDArray[np.int64]:
+        name = self.index.shards[shard].documents
+        begin, stop = (NPY_HEADER_BYTES + OFFSET_BYTES * place for place in (first, end + 1))
+        found = np.frombuffer(self._read(shard, name, begin, stop), dtype="<i8")
+        if found[0] < 0 or found[-1] > self.index.shards[shard].num_tokens or (found[1:] <= found[:-1]).any():
+            raise InputError(f"{self.folder / name}: its numbers are out of order: damaged; {REMEDY}")
+        return found
+
+    def _read(self, shard: int, name: str, first: int, end: int) -> bytes:
+        entry = self.index.shards[shard]
+        if entry.checksums is None:
+            return self._reader.read(self.folder / name, first, end - first)
+        sizes = entry.sizes(self._token_bytes)
+        return self._reader.read_checked(
+            self.folder / name,
+            first,
+            end - first,
+            size=sizes[name],
+            sums=self.folder / entry.checksums,
+            first_sum=0 if name == entry.tokens else num_blocks(sizes[entry.tokens]),
+        )
+
+
+def _parts(borders: list[int], first: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Cut a range of all shards' numbers into each shard's own: (shard, first, end)."""
+    if not 0 <= first < end <= borders[-1]:
+        raise IndexError(f"{first} to {end} of {borders[-1]}")
+    shard = bisect_right(borders, first) - 1
+    while first < end:
+        stop = min(end, borders[shard + 1])
+        yield shard, first - borders[shard], stop - borders[shard]
+        first, shard = stop, shard + 1

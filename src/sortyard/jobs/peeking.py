@@ -77,7 +77,7 @@ def _rows(folder: Path, *, count: int, sequence_length: int, seed: int) -> list[
 
     tokenizer = load_tokenizer(folder / TOKENIZER)
     vocabulary = Vocabulary.of(tokenizer)
-    shards = TokenShards.open(folder / SHARDS, tokenizer=tokenizer, verify=False)
+    shards = TokenShards.open(folder / SHARDS, tokenizer=tokenizer, verify="sizes")
     rows = PackedRows(shards, sequence_length=sequence_length, vocabulary=vocabulary)
     names = tokenizer.convert_ids_to_tokens
     return [_row(rows, index, vocabulary=vocabulary, seed=seed, names=names) for index in range(min(count, len(rows)))]

@@ -32,7 +32,7 @@ class RoutingText:
         name: What to call it.
         source: Where it comes from.
         batches: What is read of it.
-        num_tokens: All tokens it has, of which the batches may hold a part.
+        num_tokens: All tokens it has, of which the batches may hold a part; special tokens count if they hold it all.
     """
 
     name: str
@@ -146,7 +146,8 @@ class TextReader:
             )
             for first in range(0, len(chosen), self.batch_size)
         )
-        return RoutingText(name, source, batches, rows.num_tokens)
+        read = sum(int(batch["attention_mask"].sum()) for batch in batches)
+        return RoutingText(name, source, batches, read if len(chosen) == len(rows) else rows.num_tokens)
 
 
 def example_text(

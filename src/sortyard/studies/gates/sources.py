@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +47,26 @@ class Passages:
         """[n] tokens of each piece."""
         return np.array([len(piece) for piece in self.pieces], dtype=np.int64)
 
-    def piece(self, document: int, start: int, length: int) -> NDArray[np.integer]:
-        """Return `length` tokens of a piece from its token `start` on."""
-        return self.pieces[document][start : start + length]
+    @property
+    def num_documents(self) -> int:
+        """All pieces."""
+        return len(self.pieces)
+
+    def offsets(self, first: int, end: int) -> NDArray[np.int64]:
+        """Return where the pieces `first` to `end` - 1 begin among all tokens, and where the last one ends."""
+        return self._offsets[first : end + 1]
+
+    def tokens(self, first: int, end: int) -> NDArray[np.integer]:
+        """Return the tokens `first` to `end` - 1 of all pieces."""
+        return self._tokens[first:end]
+
+    @cached_property
+    def _offsets(self) -> NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    @cached_property
+    def _tokens(self) -> NDArray[np.int64]:
+        return np.concatenate(self.pieces)
 
 
 @dataclass(frozen=True, eq=False)
