@@ -1,13 +1,10 @@
 """Sources: a step's batch is a function of the step, every sample comes once per epoch, layouts are right."""
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sortyard.data.batches import (
     CausalLMSource,
@@ -22,10 +19,11 @@ from sortyard.data.examples import Examples
 from sortyard.data.glue import TASKS
 from sortyard.data.masking import IGNORED
 from sortyard.data.options import MaskingOptions
-from sortyard.data.order import epoch_order, global_samples
+from sortyard.data.order import global_samples
 from sortyard.data.packing import PackedRows
 from sortyard.data.skips import SkipLog
 from sortyard.data.vocabulary import Vocabulary
+from sortyard.errors import InputError
 from tests.data.conftest import MemoryDocuments
 
 LENGTHS = [3, 50, 9, 20, 31, 77, 12, 5, 64, 18, 40]
@@ -49,30 +47,6 @@ def assert_equal_batches(first: list[dict[str, Any]], second: list[dict[str, Any
             assert torch.equal(one[name], other[name]), name
 
 
-@given(count=st.integers(1, 300), seed=st.integers(0, 2**31), epoch=st.integers(0, 1000))
-def test_the_order_is_a_permutation(count: int, seed: int, epoch: int) -> None:
-    assert sorted(epoch_order(count, seed=seed, epoch=epoch).tolist()) == list(range(count))
-
-
-@given(count=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 9))
-def test_samples_run_across_epochs(count: int, batch: int, seed: int) -> None:
-    steps = 2 * count
-    pairs = [
-        pair for step in range(steps) for pair in global_samples(step, batch_size=batch, num_samples=count, seed=seed)
-    ]
-    assert set(Counter(pairs).values()) == {1}
-    assert len(pairs) == steps * batch
-    assert [epoch for epoch, _ in pairs] == sorted(epoch for epoch, _ in pairs)
-
-
-def test_the_order_changes_with_seed_and_epoch_and_cannot_be_written_to() -> None:
-    first = epoch_order(50, seed=0, epoch=0)
-    assert first.tolist() != epoch_order(50, seed=0, epoch=1).tolist()
-    assert first.tolist() != epoch_order(50, seed=1, epoch=0).tolist()
-    with pytest.raises(ValueError, match="read-only"):
-        first[0] = 1
-
-
 def test_any_step_is_computed_without_the_earlier_ones(rows: PackedRows, vocabulary: Vocabulary) -> None:
     source = masked_source(rows, vocabulary)
     steps = [source.step(step) for step in range(7)]
@@ -87,6 +61,55 @@ def test_accumulation_only_cuts_the_step_differently(rows: PackedRows, vocabular
     assert len(parts) == 4
     for name in ("input_ids", "labels", "attention_mask"):
         assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
+
+
+COUNTS = [1, 2, 3, 4, 8]
+
+
+def joined(parts: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Put the shares of a micro-batch together again."""
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "cu_seqlens"}
+    if "cu_seqlens" in parts[0]:
+        borders, before = [torch.zeros(1, dtype=torch.int32)], 0
+        for part in parts:
+            borders.append(part["cu_seqlens"][1:] + before)
+            before += part["input_ids"].numel()
+        whole["cu_seqlens"] = torch.cat(borders).to(torch.int32)
+    return whole
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+def test_shares_together_are_the_step_of_one_process(
+    rows: PackedRows, vocabulary: Vocabulary, kind: str, count: int
+) -> None:
+    sizes = {"micro_batch_size": 9, "accumulation_steps": 2, "seed": 4}
+    source = (
+        masked_source(rows, vocabulary, **sizes)
+        if kind == "masked"
+        else CausalLMSource(rows, vocabulary=vocabulary, **sizes)
+    )
+    for step in range(4):  # across the border of an epoch
+        shares = [source.step(step, share=(index, count)) for index in range(count)]
+        assert_equal_batches([joined(list(parts)) for parts in zip(*shares, strict=True)], source.step(step))
+
+
+def test_a_share_reads_its_own_rows_only(
+    rows: PackedRows, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = masked_source(rows, vocabulary, micro_batch_size=4)
+    read: list[int] = []
+    real = PackedRows.row
+    monkeypatch.setattr(PackedRows, "row", lambda self, index: read.append(index) or real(self, index))
+    source.step(5, share=(1, 4))
+    samples = global_samples(5, batch_size=8, num_samples=len(rows), seed=0)
+    assert read == [samples[1][1], samples[5][1]]
+
+
+def test_more_processes_than_rows_are_refused(rows: PackedRows, vocabulary: Vocabulary) -> None:
+    source = masked_source(rows, vocabulary, micro_batch_size=4)
+    with pytest.raises(InputError, match=r"loop\.micro_batch_size: 8 .* micro-batch of 4 row.* set it to 8 or more"):
+        source.step(0, share=(0, 8))
 
 
 def test_layout_of_a_masked_batch(rows: PackedRows, vocabulary: Vocabulary) -> None:
@@ -123,7 +146,7 @@ def test_validation_is_the_same_every_time_and_covers_all_rows(rows: PackedRows,
     assert_equal_batches(first, second)
     assert sum(len(batch["input_ids"]) for batch in first) == len(rows)
     causal = list(causal_lm_validation(rows, vocabulary=vocabulary, batch_size=4))
-    assert sum(int(batch["attention_mask"].sum()) for batch in causal) == rows.num_tokens
+    assert sum(int((batch["input_ids"] >= 10).sum()) for batch in causal) == rows.num_tokens
 
 
 def encoded(lengths: list[int]) -> EncodedExamples:
@@ -163,6 +186,21 @@ def test_classification_steps_are_pure_and_grouped_by_length() -> None:
     assert filled / sum(batch["input_ids"].numel() for batch in batches) > 0.9
     again = [source.step(source.steps_per_epoch + step)[0]["labels"].tolist() for step in range(3)]
     assert again != [batch["labels"].tolist() for batch in batches[:3]]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_shares_of_classified_examples_are_as_wide_as_the_micro_batch(count: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, size=44).tolist()  # the last micro-batch has 8
+    source = ClassificationSource(encoded(lengths), pad_id=0, micro_batch_size=9, accumulation_steps=2, seed=0)
+    for step in range(source.steps_per_epoch):
+        shares = [source.step(step, share=(index, count)) for index in range(count)]
+        assert_equal_batches([joined(list(parts)) for parts in zip(*shares, strict=True)], source.step(step))
+
+
+def test_a_last_batch_too_small_to_share_is_refused_at_once() -> None:
+    source = ClassificationSource(encoded([5] * 21), pad_id=0, micro_batch_size=9, seed=0)
+    with pytest.raises(InputError, match=r"loop.micro_batch_size: 4 .* micro-batch of 3 row"):
+        source.step(0, share=(0, 4))
 
 
 def test_classification_validation_keeps_the_order() -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sortyard.data.collate import Batch, collate_examples, collate_rows
 from sortyard.data.encoding import EncodedExamples
 from sortyard.data.options import MaskingOptions
-from sortyard.data.order import GROUP_STREAM, epoch_order, global_samples
+from sortyard.data.order import GROUP_STREAM, ORDER_STREAM, Share, samples_at, share_of
 from sortyard.data.packing import PackedRows
 from sortyard.data.vocabulary import Vocabulary
 
@@ -40,8 +40,8 @@ class BatchSource(Protocol):
     def steps_per_epoch(self) -> int:
         """Optimizer steps after which every sample was visited."""
 
-    def step(self, step: int) -> list[Batch]:
-        """Return the micro-batches of an optimizer step, counted from 0."""
+    def step(self, step: int, *, share: Share = (0, 1)) -> list[Batch]:
+        """Return a process' share of each micro-batch of an optimizer step, counted from 0; by default all of them."""
 
 
 class _PackedSource:
@@ -74,18 +74,28 @@ class _PackedSource:
         """Steps after which every row was visited; the last one may begin the next epoch."""
         return ceil(len(self.rows) / self.samples_per_step)
 
-    def step(self, step: int) -> list[Batch]:
-        """Return the `accumulation_steps` micro-batches of optimizer step `step`, counted from 0."""
-        samples = global_samples(step, batch_size=self.samples_per_step, num_samples=len(self.rows), seed=self.seed)
+    def step(self, step: int, *, share: Share = (0, 1)) -> list[Batch]:
+        """Return the `accumulation_steps` micro-batches of optimizer step `step`, or a process' share of each.
+
+        Args:
+            step: the step, from 0.
+            share: (index, count): of each micro-batch, the contiguous part of its rows that process `index` of `count`
+                gets, cut as by `numpy.array_split`. Only these rows are read; `cu_seqlens` counts over them.
+
+        Raises:
+            InputError: a micro-batch has fewer rows than there are processes, or a shard is damaged.
+        """
+        first, end = share_of(self.micro_batch_size, share)
+        begin = step * self.samples_per_step
         return [
             collate_rows(
                 self.rows,
-                samples[first : first + self.micro_batch_size],
+                samples_at(np.arange(at + first, at + end), num_samples=len(self.rows), seed=self.seed),
                 vocabulary=self.vocabulary,
                 masking=self.masking,
                 seed=self.seed,
             )
-            for first in range(0, len(samples), self.micro_batch_size)
+            for at in range(begin, begin + self.samples_per_step, self.micro_batch_size)
         ]
 
 
@@ -167,17 +177,33 @@ class ClassificationSource:
         """Steps of an epoch, the last batch of the data included."""
         return ceil(len(self.examples) / self.samples_per_step)
 
-    def step(self, step: int) -> list[Batch]:
-        """Return the micro-batches of optimizer step `step`, counted from 0; a small last batch has fewer."""
+    def step(self, step: int, *, share: Share = (0, 1)) -> list[Batch]:
+        """Return the micro-batches of optimizer step `step`, counted from 0; a small last batch has fewer.
+
+        Args:
+            step: the step, from 0.
+            share: (index, count): of each micro-batch, the contiguous part of its rows that process `index` of `count`
+                gets, padded as the whole micro-batch is.
+
+        Raises:
+            InputError: some micro-batch of an epoch has fewer rows than there are processes.
+        """
+        share_of(self._fewest_rows, share)  # or the last step of an epoch would be the one to fail
         epoch, rank = divmod(step, self.steps_per_epoch)
         batch = self._epoch_batches(epoch)[rank]
         return [
-            collate_examples(self.examples, batch[first : first + self.micro_batch_size], pad_id=self.pad_id)
+            collate_examples(
+                self.examples, batch[first : first + self.micro_batch_size], pad_id=self.pad_id, share=share
+            )
             for first in range(0, len(batch), self.micro_batch_size)
         ]
 
+    @property
+    def _fewest_rows(self) -> int:
+        return len(self.examples) % self.samples_per_step % self.micro_batch_size or self.micro_batch_size
+
     def _plan(self, epoch: int) -> list[NDArray[np.int64]]:
-        order = epoch_order(len(self.examples), seed=self.seed, epoch=epoch)
+        order = np.random.default_rng((self.seed, ORDER_STREAM, epoch)).permutation(len(self.examples))
         size = self.samples_per_step
         batches: list[NDArray[np.int64]] = []
         for first in range(0, len(order), size * _WINDOW_BATCHES):

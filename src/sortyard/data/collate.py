@@ -10,6 +10,7 @@ from torch import Tensor
 from sortyard.data.encoding import EncodedExamples
 from sortyard.data.masking import IGNORED, mask_tokens
 from sortyard.data.options import MaskingOptions
+from sortyard.data.order import Share, share_of
 from sortyard.data.packing import PackedRows
 from sortyard.data.vocabulary import Vocabulary
 
@@ -65,8 +66,19 @@ def collate_rows(
     }
 
 
-def collate_examples(examples: EncodedExamples, chosen: NDArray[np.int64], *, pad_id: int) -> Batch:
+def collate_examples(
+    examples: EncodedExamples, chosen: NDArray[np.int64], *, pad_id: int, share: Share = (0, 1)
+) -> Batch:
     """Lay labelled examples side by side, padded to the longest one, rounded up to a multiple of 8.
+
+    Args:
+        examples: the examples of a split.
+        chosen: [B] numbers of the examples wanted.
+        pad_id: id of the padding token.
+        share: (index, count) of the part of these rows to return, as wide as they all are.
+
+    Raises:
+        InputError: there are fewer rows than shares.
 
     Returns:
         `input_ids` and `attention_mask` [B, T] int64; `token_type_ids` where the examples hold them; `labels` [B] where
@@ -74,6 +86,7 @@ def collate_examples(examples: EncodedExamples, chosen: NDArray[np.int64], *, pa
     """
     longest = int(examples.lengths[chosen].max())
     width = LENGTH_MULTIPLE * ceil(longest / LENGTH_MULTIPLE)
+    chosen = chosen[slice(*share_of(len(chosen), share))]
     input_ids = np.full((len(chosen), width), pad_id, dtype=np.int64)
     real = np.zeros_like(input_ids)
     types = np.zeros_like(input_ids)
