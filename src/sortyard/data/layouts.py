@@ -12,7 +12,7 @@ from sortyard.errors import InputError
 
 SPECIALS = 2  # [CLS] and [SEP] around each piece
 CHUNK_DOCUMENTS = 2048
-_LOOKAHEAD = 32  # documents whose offsets are read together
+_WINDOW = 256  # documents whose offsets are read together: as many as lie in about one block
 
 
 class Layout(Protocol):
@@ -69,32 +69,42 @@ class PackedLayout:
         return np.concatenate(found)
 
     def _pieces_between(self, slot: int, stop: int, *, run: int) -> list[NDArray[np.int64]]:
-        document, found, reached = self._document_at(slot, run=run), [], slot
-        while reached < stop:
-            end = min(document + _LOOKAHEAD, self._end[run])
-            offsets = self._documents.offsets(document, end)
+        document, offsets = self._window_at(slot, run=run)
+        found = []
+        while True:
+            end = document + len(offsets) - 1
             first = offsets[:-1] + SPECIALS * np.arange(document, end) + 1  # slot of each document's first token
-            limits = np.array([slot, stop])[:, None] - first
-            cuts = offsets[:-1] + np.clip(limits, 0, np.diff(offsets))  # [2, documents]
+            until = int(np.searchsorted(first, stop))
+            limits = np.array([[slot], [stop]]) - first[:until]
+            cuts = offsets[:until] + np.clip(limits, 0, np.diff(offsets[: until + 1]))  # [2, documents]
             found.append(cuts.T[cuts[0] < cuts[1]])
-            document, reached = end, int(offsets[-1]) + SPECIALS * end
-        return found
+            if int(offsets[-1]) + SPECIALS * end >= stop:
+                return found
+            document, offsets = end, self._documents.offsets(end, min(end + _WINDOW, self._end[run]))
 
-    def _document_at(self, slot: int, *, run: int) -> int:
-        """Search a run: by the share of its slots, and every other time by halves, which bounds the number of steps."""
+    def _window_at(self, slot: int, *, run: int) -> tuple[int, NDArray[np.int64]]:
+        """Search a run for the document at a slot; returns it and the offsets from there on that were read with it.
+
+        The place is guessed from the share of slots, and every other time by halves, which bounds how often.
+        """
         low, high = self._first[run], self._end[run]
         low_slot, high_slot = self._slots[run]
         halve = False
         while low < high:
             share = (slot - low_slot) * (high - low) // (high_slot - low_slot)
             guess = (low + high) // 2 if halve else low + share
-            first, end = self._slots_of(guess, guess + 1)
+            begin = max(low, guess - _WINDOW // 2)
+            end = min(high, begin + _WINDOW)
+            offsets = self._documents.offsets(begin, end)
+            first, after = int(offsets[0]) + SPECIALS * begin, int(offsets[-1]) + SPECIALS * end
             if slot < first:
-                high, high_slot = guess, first
-            elif slot >= end:
-                low, low_slot = guess + 1, end
+                high, high_slot = begin, first
+            elif slot >= after:
+                low, low_slot = end, after
             else:
-                return guess
+                slots = offsets[:-1] + SPECIALS * np.arange(begin, end)
+                place = int(np.searchsorted(slots, slot, side="right")) - 1
+                return begin + place, offsets[place:]
             halve = not halve
         raise InputError("the shards' offsets of documents contradict one another: damaged; prepare the shards again")
 

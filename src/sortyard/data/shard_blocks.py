@@ -5,12 +5,11 @@ as the process' own memory.
 """
 
 import os
+import sys
 import zlib
 from array import array
 from functools import lru_cache
-from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from sortyard.errors import InputError
 
@@ -24,6 +23,13 @@ REMEDY = "put the original file back, after which an interrupted run can be resu
 def num_blocks(num_bytes: int) -> int:
     """Return how many blocks a file has; the last one may be shorter."""
     return -(-num_bytes // BLOCK_BYTES)
+
+
+def little_endian(numbers: "array[int]") -> bytes:
+    """Return numbers as they are on disk."""
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
 
 
 class BlockSums:
@@ -49,11 +55,27 @@ class BlockSums:
         """Return the checksums of all blocks, little-endian uint32."""
         if self._filled:
             self._close()
-        return np.array(self._sums, dtype="<u4").tobytes()
+        return little_endian(self._sums)
 
     def _close(self) -> None:
         self._sums.append(self._sum)
         self._sum = self._filled = 0
+
+
+class ShardFile(NamedTuple):
+    """A file and where the checksums of its blocks are.
+
+    Attributes:
+        path: the file.
+        size: its bytes.
+        sums: the file of checksums; empty where there is none.
+        first_sum: place in it of the file's first block.
+    """
+
+    path: str
+    size: int
+    sums: str
+    first_sum: int
 
 
 class BlockReader:
@@ -62,44 +84,33 @@ class BlockReader:
     def __init__(self) -> None:
         self._open = lru_cache(maxsize=OPEN_FILES)(_open)
 
-    def read(self, path: Path, first: int, num_bytes: int) -> bytes:
-        """Return `num_bytes` of a file from byte `first` on.
-
-        Raises:
-            InputError: the file is missing, too short or unreadable; the message names it.
-        """
-        try:
-            data = os.pread(self._open(path).descriptor, num_bytes, first)
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: this file of the shards is missing; {REMEDY}") from error
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}; {REMEDY}") from error
-        if len(data) < num_bytes:
-            raise InputError(f"{path}: cut short: there is nothing from byte {first + len(data)} on; {REMEDY}")
-        return data
-
-    def read_checked(self, path: Path, first: int, num_bytes: int, *, size: int, sums: Path, first_sum: int) -> bytes:
-        """Return `num_bytes` of a file from byte `first` on, if the blocks that they lie in are as written.
-
-        Args:
-            path: the file.
-            first: first byte wanted.
-            num_bytes: bytes wanted.
-            size: bytes of the whole file.
-            sums: the file of checksums.
-            first_sum: place in it of the file's first block.
+    def read(self, file: ShardFile, first: int, end: int) -> bytes:
+        """Return the bytes `first` to `end` - 1 of a file, if the blocks that they lie in are as written.
 
         Raises:
             InputError: a file is missing, too short, unreadable or changed; the message names it.
         """
-        block, end = first // BLOCK_BYTES, num_blocks(first + num_bytes)
+        if not file.sums:
+            return self._bytes(file.path, first, end)
+        block, end_block = first // BLOCK_BYTES, num_blocks(end)
         begin = block * BLOCK_BYTES
-        data = self.read(path, begin, min(end * BLOCK_BYTES, size) - begin)
-        known = self.read(sums, (first_sum + block) * SUM_BYTES, (end - block) * SUM_BYTES)
-        found = [zlib.crc32(data[at : at + BLOCK_BYTES]) for at in range(0, len(data), BLOCK_BYTES)]
-        if found != np.frombuffer(known, dtype="<u4").tolist():
-            raise InputError(f"{path}: its contents differ from the checksums in {sums.name}: damaged; {REMEDY}")
-        return data[first - begin : first - begin + num_bytes]
+        data = self._bytes(file.path, begin, min(end_block * BLOCK_BYTES, file.size))
+        sums = self._bytes(file.sums, (file.first_sum + block) * SUM_BYTES, (file.first_sum + end_block) * SUM_BYTES)
+        found = array("I", [zlib.crc32(data[at : at + BLOCK_BYTES]) for at in range(0, len(data), BLOCK_BYTES)])
+        if little_endian(found) != sums:
+            raise InputError(f"{file.path}: its contents differ from the checksums in {file.sums}: damaged; {REMEDY}")
+        return data[first - begin : end - begin]
+
+    def _bytes(self, path: str, first: int, end: int) -> bytes:
+        try:
+            data = os.pread(self._open(path).descriptor, end - first, first)
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: this file of the shards is missing; {REMEDY}") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}; {REMEDY}") from error
+        if len(data) < end - first:
+            raise InputError(f"{path}: cut short: there is nothing from byte {first + len(data)} on; {REMEDY}")
+        return data
 
 
 class _Opened:
@@ -112,5 +123,5 @@ class _Opened:
         os.close(self.descriptor)
 
 
-def _open(path: Path) -> _Opened:
+def _open(path: str) -> _Opened:
     return _Opened(os.open(path, os.O_RDONLY))

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sortyard.data.prepare import OnProgress, prepare_shards
-from sortyard.data.shard_blocks import REMEDY, BlockReader, num_blocks
+from sortyard.data.shard_blocks import REMEDY, BlockReader, ShardFile, num_blocks
 from sortyard.data.shard_format import (
     INDEX_NAME,
     NPY_HEADER_BYTES,
     OFFSET_BYTES,
+    Shard,
     ShardIndex,
     Verify,
     check_shards,
@@ -42,6 +43,8 @@ class TokenShards:
         self._token_bytes = np.dtype(index.dtype).itemsize
         self._first_document = list(accumulate((shard.num_documents for shard in index.shards), initial=0))
         self._first_token = list(accumulate((shard.num_tokens for shard in index.shards), initial=0))
+        files = [_files(folder, shard, token_bytes=self._token_bytes) for shard in index.shards]
+        self._token_files, self._offset_files = [tokens for tokens, _ in files], [offsets for _, offsets in files]
         self._reader = BlockReader()
 
     @classmethod
@@ -105,7 +108,7 @@ class TokenShards:
             InputError: a file is damaged; the message names it.
         """
         parts = [
-            self._read(shard, self.index.shards[shard].tokens, begin * self._token_bytes, stop * self._token_bytes)
+            self._reader.read(self._token_files[shard], begin * self._token_bytes, stop * self._token_bytes)
             for shard, begin, stop in _parts(self._first_token, first, end)
         ]
         return np.frombuffer(b"".join(parts), dtype=self.index.dtype)
@@ -116,26 +119,23 @@ class TokenShards:
         return self.tokens(first, end)
 
     def _shard_offsets(self, shard: int, first: int, end: int) -> NDArray[np.int64]:
-        name = self.index.shards[shard].documents
-        begin, stop = (NPY_HEADER_BYTES + OFFSET_BYTES * place for place in (first, end + 1))
-        found = np.frombuffer(self._read(shard, name, begin, stop), dtype="<i8")
+        file = self._offset_files[shard]
+        begin, stop = NPY_HEADER_BYTES + OFFSET_BYTES * first, NPY_HEADER_BYTES + OFFSET_BYTES * (end + 1)
+        found = np.frombuffer(self._reader.read(file, begin, stop), dtype="<i8")
         if found[0] < 0 or found[-1] > self.index.shards[shard].num_tokens or (found[1:] <= found[:-1]).any():
-            raise InputError(f"{self.folder / name}: its numbers are out of order: damaged; {REMEDY}")
+            raise InputError(f"{file.path}: its numbers are out of order: damaged; {REMEDY}")
         return found
 
-    def _read(self, shard: int, name: str, first: int, end: int) -> bytes:
-        entry = self.index.shards[shard]
-        if entry.checksums is None:
-            return self._reader.read(self.folder / name, first, end - first)
-        sizes = entry.sizes(self._token_bytes)
-        return self._reader.read_checked(
-            self.folder / name,
-            first,
-            end - first,
-            size=sizes[name],
-            sums=self.folder / entry.checksums,
-            first_sum=0 if name == entry.tokens else num_blocks(sizes[entry.tokens]),
-        )
+
+def _files(folder: Path, shard: Shard, *, token_bytes: int) -> tuple[ShardFile, ShardFile]:
+    """Return the files of a shard's tokens and offsets."""
+    sizes = shard.sizes(token_bytes)
+    sums = "" if shard.checksums is None else str(folder / shard.checksums)
+    tokens, offsets = sizes[shard.tokens], sizes[shard.documents]
+    return (
+        ShardFile(str(folder / shard.tokens), tokens, sums, 0),
+        ShardFile(str(folder / shard.documents), offsets, sums, num_blocks(tokens)),
+    )
 
 
 def _parts(borders: list[int], first: int, end: int) -> Iterator[tuple[int, int, int]]:
