@@ -76,11 +76,15 @@ def test_memory_parts() -> None:
 
 def test_checkpointing_saves_activations_of_deep_models() -> None:
     deep = shapes(num_hidden_layers=12)
-    kept, recomputed = (
-        training_memory(deep, micro_batch_size=4, length=64, activation_checkpointing=flag).activations
-        for flag in (False, True)
+    none, full, some, selective = (
+        training_memory(
+            deep, micro_batch_size=4, length=64, activation_checkpointing=mode, activation_checkpointing_every=every
+        ).activations
+        for mode, every in (("none", 1), ("full", 1), ("full", 2), ("selective", 1))
     )
-    assert recomputed < 0.5 * kept
+    assert full < 0.5 * none
+    assert full < selective < none
+    assert full < some < none
 
 
 def test_shapes_hold_no_numbers() -> None:

@@ -37,3 +37,17 @@ def test_epochs_become_steps(epochs, steps):
 def test_needs_no_torch(module):
     code = f"import sys, sortyard.training.{module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [(True, "full"), (False, "none"), ("off", "none"), ("none", "none"), ("full", "full"), ("selective", "selective")],
+)
+def test_activation_checkpointing_reads_the_old_switch(given, mode):
+    assert LoopOptions(steps=1, activation_checkpointing=given).activation_checkpointing == mode
+
+
+@pytest.mark.parametrize("given", [1, "some", None], ids=str)
+def test_activation_checkpointing_has_three_modes(given):
+    with pytest.raises(ValidationError, match="'none', 'full' or 'selective'"):
+        LoopOptions(steps=1, activation_checkpointing=given)

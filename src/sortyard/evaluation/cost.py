@@ -13,6 +13,7 @@ from torch import nn
 
 from sortyard.model.experts.layer import ExpertLayer
 from sortyard.ops.bucket_attention import BucketSpec, expected_sparsity
+from sortyard.parallel.options import ActivationCheckpointing
 
 FLOAT_BYTES = 4
 FLOPS_PER_MAC = 2
@@ -111,7 +112,8 @@ def training_memory(
     micro_batch_size: int,
     length: int,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
-    activation_checkpointing: bool = False,
+    activation_checkpointing: ActivationCheckpointing = "none",
+    activation_checkpointing_every: int = 1,
     target_share: float = 0.0,
 ) -> MemoryEstimate:
     """Estimate the peak memory of training with AdamW.
@@ -126,15 +128,17 @@ def training_memory(
 
     10 D are the layer's inputs, norms, queries, keys, values and outputs; a is 4 for gated layers (gate, up, their
     product and the activation) and 2 for plain ones. Attention weights are taken as kept in float32, which fused
-    kernels avoid. Logits, their softmax and its gradient make 12 bytes a target and vocabulary entry. With activation
-    checkpointing one layer's activations are alive at a time, and each layer keeps its input of b N D.
+    kernels avoid. Logits, their softmax and its gradient make 12 bytes a target and vocabulary entry. Of checkpointed
+    layers one's activations are alive at a time, and each keeps its input of b N D, or in selective mode the results of
+    its products, b N (7 D + a F / 2).
 
     Args:
         model: a sortyard model with a head, real or meta.
         micro_batch_size: sequences in one forward pass.
         length: tokens of each.
         precision: number format of the matrix products.
-        activation_checkpointing: whether layers are recomputed in the backward pass.
+        activation_checkpointing: what layers compute again in the backward pass.
+        activation_checkpointing_every: every so many-th layer does.
         target_share: share of the positions whose logits over the vocabulary are computed, 0 to 1.
 
     Returns:
@@ -142,9 +146,16 @@ def training_memory(
     """
     config, size, tokens = model.config, parameter_counts(model).total, micro_batch_size * length
     half = precision != "fp32"
-    layers = [_layer_bytes(config, layer=i, length=length, half=half) for i in range(config.num_hidden_layers)]
-    kept = config.hidden_size * (2 if half else FLOAT_BYTES)
-    per_token = max(layers) + len(layers) * kept if activation_checkpointing else sum(layers)
+    numbers = range(config.num_hidden_layers)
+    layers = [_layer_bytes(config, layer=i, length=length, half=half) for i in numbers]
+    if activation_checkpointing == "none":
+        per_token = sum(layers)
+    else:
+        is_full = activation_checkpointing == "full"
+        again = numbers[::activation_checkpointing_every]
+        kept = [_kept_bytes(config, layer=i, half=half, is_full=is_full) for i in again]
+        others = [layers[i] for i in numbers if i not in again]
+        per_token = sum(others) + sum(kept) + max(layers[i] - own for i, own in zip(again, kept, strict=True))
     logits = 3 * FLOAT_BYTES * target_share * config.vocab_size
     return MemoryEstimate(
         weights=size * (FLOAT_BYTES + (2 if half else 0)),
@@ -193,12 +204,24 @@ def _selection_flops(spec: BucketSpec, *, width: int, length: int) -> float:
     return levels * (split + descent)
 
 
+def _inner_width(config: Any, *, layer: int) -> int:
+    """Inner width that a token passes through in one layer."""
+    if not config.has_experts(layer):
+        return int(config.intermediate_size)
+    routed = config.num_experts_per_tok * (config.moe_intermediate_size + config.hidden_size)
+    return int(routed + (config.intermediate_size if config.shared_expert else 0))
+
+
+def _kept_bytes(config: Any, *, layer: int, half: bool, is_full: bool) -> float:
+    """Bytes for each token that a checkpointed layer keeps."""
+    products = (2 if config.gated_ffn else 1) * _inner_width(config, layer=layer)
+    values: int = config.hidden_size if is_full else 7 * config.hidden_size + products
+    return values * (2 if half else FLOAT_BYTES)
+
+
 def _layer_bytes(config: Any, *, layer: int, length: int, half: bool) -> float:
     """Bytes of activations that one layer keeps for each token."""
-    inner = config.intermediate_size
-    if config.has_experts(layer):
-        routed = config.num_experts_per_tok * (config.moe_intermediate_size + config.hidden_size)
-        inner = routed + (inner if config.shared_expert else 0)
+    inner = _inner_width(config, layer=layer)
     values: float = 10 * config.hidden_size + (4 if config.gated_ffn else 2) * inner
     keys = _keys_per_query(config, kind=config.attention_of(layer), length=length)
     weights: float = config.num_attention_heads * keys

@@ -139,6 +139,7 @@ def _plan(model: "nn.Module", *, phase: Phase, loop: LoopOptions, length: int, t
             length=length,
             precision=loop.precision,
             activation_checkpointing=loop.activation_checkpointing,
+            activation_checkpointing_every=loop.activation_checkpointing_every,
             target_share=target_share,
         ).total
     else:

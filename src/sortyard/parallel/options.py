@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from sortyard.options import Options
 
 Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble"]
+ActivationCheckpointing = Literal["none", "full", "selective"]
 ONE_STAGE = ("gpipe", "1f1b")  # each process has one stage; the others give each two
 
 

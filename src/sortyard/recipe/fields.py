@@ -96,10 +96,11 @@ def type_text(info: FieldInfo) -> str:
 
 
 def takes_bool(info: FieldInfo) -> bool:
-    """Says whether `true` is a value of this key (pydantic alone would read it as the number 1)."""
-    return any(part is bool or part is Any for part in _alternatives(info.annotation)) or any(
-        isinstance(choice, bool) for choice in choices(info.annotation)
-    )
+    """Says whether `true` may be a value of this key (pydantic alone would read it as the number 1).
+
+    A choice of words is never read so, and knows itself which switches of earlier recipes it stands for.
+    """
+    return any(part is bool or part is Any for part in _alternatives(info.annotation)) or bool(choices(info.annotation))
 
 
 def default_of(info: FieldInfo) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from sortyard.objectives.total import Objective
+from sortyard.parallel.activation_checkpointing import checkpoint_activations
 from sortyard.parallel.mesh import Layout, is_one_of_many
 from sortyard.parallel.options import ParallelOptions
 from sortyard.training.checkpoint import CheckpointStore
@@ -118,11 +119,7 @@ def make_stepper(
 
 
 def _checkpoint_activations(model: Any, loop: LoopOptions) -> None:
-    if loop.activation_checkpointing:
-        # transformers 5.23 warns about the second name; drop it once every transformers we allow knows the first
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-        enable = next(getattr(model, name) for name in names if hasattr(model, name))
-        enable({"use_reentrant": False})
+    checkpoint_activations(model, loop.activation_checkpointing, loop.activation_checkpointing_every)
 
 
 def open_recorder(

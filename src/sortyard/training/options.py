@@ -3,9 +3,10 @@
 import math
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sortyard.options import Options
+from sortyard.parallel.options import ActivationCheckpointing
 
 
 class OptimizerOptions(Options):
@@ -48,8 +49,13 @@ class LoopOptions(Options):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="number format of the matrix products; weights and gates stay float32"
     )
-    activation_checkpointing: bool = Field(
-        False, description="recompute activations in the backward pass: less memory, more time, the same result"
+    activation_checkpointing: ActivationCheckpointing = Field(
+        "none",
+        description="what layers compute again in the backward pass, for less memory, more time and the same result: "
+        "none, full (everything) or selective (all but matrix products, attention, sorts and communication)",
+    )
+    activation_checkpointing_every: int = Field(
+        1, ge=1, le=10**4, description="checkpoint every so many-th layer, the first among them; 1 = all"
     )
     max_grad_norm: float = Field(1.0, ge=0, le=1e6, description="largest gradient norm; 0 = no clipping")
     log_every: int = Field(10, ge=1, le=10**6, description="steps between two lines of metrics.jsonl")
@@ -68,6 +74,14 @@ class LoopOptions(Options):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto = a GPU if there is one")
     max_seconds: float = Field(0.0, ge=0, description="training time after which the run ends as finished; 0 = off")
     tensorboard: bool = Field(True, description="also write the metrics for TensorBoard")
+
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _reads_the_old_switch(cls, value: object) -> object:
+        """Read the true and false of earlier recipes, and the word off, which is false to most readers of YAML."""
+        if isinstance(value, bool):
+            return "full" if value else "none"
+        return "none" if value == "off" else value
 
     @model_validator(mode="after")
     def _length_is_clear(self) -> Self:

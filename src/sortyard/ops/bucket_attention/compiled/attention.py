@@ -1,6 +1,7 @@
 """The kernels as torch functions: a tree's choice, and attention with its gradient."""
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from sortyard.ops.bucket_attention.compiled.library import load_library
-from sortyard.ops.bucket_attention.compiled.problem import Problem, make_problem
+from sortyard.ops.bucket_attention.compiled.problem import Problem, make_problem, restore_problem
 from sortyard.ops.bucket_attention.groups import Group
 from sortyard.ops.bucket_attention.spec import BucketSpec
 from sortyard.ops.bucket_attention.tree import tree_attention
@@ -76,8 +77,8 @@ def choose_nodes(
     q: Float[Tensor, "S H n K"],
     k: Float[Tensor, "S H n K"],
     v: Float[Tensor, "S H n K"] | None,
-    spec: BucketSpec,
     *,
+    seed: int,
     problem: Problem,
 ) -> Chosen:
     """Build the trees, take the nodes' means and let every chunk of queries choose.
@@ -86,7 +87,7 @@ def choose_nodes(
         q: Queries on a CPU.
         k: Keys.
         v: Values; their means are left out without them.
-        spec: The attention's settings.
+        seed: Seed of the directions that trees split along.
         problem: The call's shape.
 
     Returns:
@@ -98,7 +99,7 @@ def choose_nodes(
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     causal = bool(numbers["causal"])
     # Devices are named: a default device that the user has set must not come between.
-    order, leaf_of = torch.zeros(2, S, H, 0 if causal else n, dtype=torch.int32, device="cpu").unbind()
+    order, leaf_of = (torch.zeros(S, H, 0 if causal else n, dtype=torch.int32, device="cpu") for _ in range(2))
     near, far = (q.new_empty(S, H, numbers["chunks"], numbers[x], dtype=torch.int32) for x in ("near", "far"))
     lanes = _VECTOR_BYTES // wide.itemsize
     parts = 1 if v is None else 2
@@ -106,7 +107,7 @@ def choose_nodes(
     spreads = means.new_empty(S, H, problem.num_nodes() if numbers["by_spread"] else 0)
     shape = ctypes.byref(problem.to_c())
     if not causal:
-        directions = split_directions(numbers["levels"], head_dim=K, seed=spec.seed).to(wide)
+        directions = split_directions(numbers["levels"], head_dim=K, seed=seed).to(wide)
         library[f"sortyard_tree_{name}"](shape, *_view(q), *_view(k), *_pointers(directions, order, leaf_of))
     values = (None, None) if v is None else _view(v)
     library[f"sortyard_means_{name}"](shape, *_view(k), *values, *_pointers(order, leaf_of, means, spreads))
@@ -121,26 +122,46 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, spec: BucketSpec, problem: Problem)
     return out
 
 
+@torch.library.custom_op("sortyard::tree_attention", mutates_args=())
+def tree_attention_operator(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor,
+    far_heights: Tensor,
+    globals_at: Tensor,
+    numbers: Sequence[int],
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs, the logs of the softmax's sums, and the choice in the order of `Chosen`.
+
+    One operator, so that selective activation checkpointing can keep its results: it sees no call of a library.
+    """
+    problem = restore_problem(numbers, lengths, far_heights, globals_at)
+    chosen = choose_nodes(q, k, v, seed=seed, problem=problem)
+    out, lse = _like(q), chosen.means.new_empty(q.shape[:3])
+    choice = (chosen.order, chosen.leaf_of, chosen.near, chosen.far, chosen.means)
+    load_library()[f"sortyard_attend_{_NAMES[q.dtype]}"](
+        ctypes.byref(problem.to_c()),
+        *(part for x in (q, k, v) for part in _view(x)),
+        *_pointers(*choice),
+        *_view(out),
+        *_pointers(lse),
+    )
+    return out, lse, *choice
+
+
 class _TreeAttention(torch.autograd.Function):
     """Saves the inputs, the choice and each query's log of the softmax's sum; the backward computes the rest again."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, spec: BucketSpec, problem: Problem) -> Tensor:
         q, k, v = _rows(q), _rows(k), _rows(v)
-        chosen = choose_nodes(q, k, v, spec, problem=problem)
-        out = _like(q)
-        lse = chosen.means.new_empty(q.shape[:3])
-        choice = (chosen.order, chosen.leaf_of, chosen.near, chosen.far, chosen.means)
-        load_library()[f"sortyard_attend_{_NAMES[q.dtype]}"](
-            ctypes.byref(problem.to_c()),
-            *(part for x in (q, k, v) for part in _view(x)),
-            *_pointers(*choice),
-            *_view(out),
-            *_pointers(lse),
-        )
+        out, lse, *choice = tree_attention_operator(q, k, v, *problem.tensors(), problem.ordered(), spec.seed)
         ctx.save_for_backward(q, k, v, lse, *choice)
         ctx.problem = problem  # type: ignore[attr-defined]
-        return out
+        found: Tensor = out
+        return found
 
     @staticmethod
     @once_differentiable

@@ -30,7 +30,7 @@ def choose_compiled(
         The choice.
     """
     problem = make_problem(q, spec, group=group, causal=causal)
-    chosen = choose_nodes(q, k, None, spec, problem=problem)
+    chosen = choose_nodes(q, k, None, seed=spec.seed, problem=problem)
     numbers = problem.numbers
     starts = torch.arange(0, numbers["length"], numbers["chunk"])
     lengths, size = problem.lengths, numbers["bucket_size"]

@@ -1,6 +1,7 @@
 """One call's shape as the C++ side reads it."""
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,14 +43,26 @@ class Problem:
     far_heights: Int[Tensor, " F"]
     globals_at: Int[Tensor, "S g"]
 
+    def ordered(self) -> list[int]:
+        """The numbers in the order of `_FIELDS`."""
+        return [self.numbers[name] for name in _FIELDS]
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The tensors in the order of the fields."""
+        return self.lengths, self.far_heights, self.globals_at
+
     def to_c(self) -> CProblem:
         """The C view; valid while this value lives."""
-        pointers = (self.lengths, self.far_heights, self.globals_at)
-        return CProblem(*(self.numbers[name] for name in _FIELDS), *(x.data_ptr() for x in pointers))
+        return CProblem(*self.ordered(), *(x.data_ptr() for x in self.tensors()))
 
     def num_nodes(self) -> int:
         """Nodes of all heights."""
         return sum(self.numbers["leaves"] >> height for height in range(self.numbers["heights"]))
+
+
+def restore_problem(numbers: Sequence[int], *tensors: Tensor) -> Problem:
+    """The problem whose `ordered` and `tensors` returned these."""
+    return Problem(dict(zip(_FIELDS, numbers, strict=True)), *tensors)
 
 
 def make_problem(q: Float[Tensor, "S H n K"], spec: BucketSpec, *, group: Group, causal: bool) -> Problem:
