@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sortyard import SortyardConfig
 from sortyard.model.factory import HEADS
 from sortyard.objectives.causal_lm import CausalLMObjective
 from sortyard.objectives.masked_lm import MaskedLMObjective
+from sortyard.parallel.activation_checkpointing import checkpoint_activations
 from sortyard.parallel.apply import SplitModel, local, parallelize
 from sortyard.parallel.mesh import Layout
 from sortyard.parallel.options import ParallelOptions
@@ -51,7 +53,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "deep": {"num_hidden_layers": 8, "expert_layers": [False, True] * 4},
     "causal": {"causal": True, "context": "running_mean", "selection": "rounds"},
-    "wide": {"hidden_size": 64},
+    "biased": {"use_bias": True},
 }  # fmt: skip
 
 
@@ -63,7 +65,7 @@ class Case:
     model: str = "tree"
     accumulation: int = 8
     steps: int = 20
-    checkpointing: bool = False
+    checkpointing: str = "none"
     dtype: str = "float64"
     precision: str = "fp32"
     break_it: str = ""  # the name of a silent bug to put back
@@ -73,7 +75,7 @@ class Case:
         layout = "-".join(f"{name}{value}" for name, value in self.layout.items())
         return "-".join(
             [layout, self.model, f"x{self.accumulation}"]
-            + ["checkpointing"] * self.checkpointing + [self.break_it] * bool(self.break_it)
+            + [self.checkpointing] * (self.checkpointing != "none") + [self.break_it] * bool(self.break_it)
         )  # fmt: skip
 
     @property
@@ -180,7 +182,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
         aim, precision = objective(case), Precision(case.precision, device=torch.device("cpu"))
         split = parallelize(
             make_model(case), layout=layout, count_targets=aim.count_targets, autocast=precision.autocast,
-            checkpoint_activations=_checkpoint if case.checkpointing else lambda part: None,
+            checkpoint_activations=partial(checkpoint_activations, mode=case.checkpointing),
         )  # fmt: skip
         optimizer = build_optimizer(split.stages, OptimizerOptions(lr=1e-3))
         course = Course()
@@ -206,10 +208,6 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     }
     found |= {"first": worst["first"], "last": worst["last"], "values": _furthest(split, reference, "value")}
     return found | {"seconds": time.perf_counter() - started, "covered": _covered(split)}
-
-
-def _checkpoint(part: Any) -> None:
-    part.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _furthest(split: SplitModel, reference: dict[str, Tensor], kind: str) -> float:

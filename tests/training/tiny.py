@@ -94,7 +94,7 @@ class TinySource:
         self.without_targets = without_targets
         self.fail_at = -1
 
-    def step(self, step: int) -> list[dict[str, Tensor]]:
+    def step(self, step: int, share: tuple[int, int] = (0, 1)) -> list[dict[str, Tensor]]:
         if step == self.fail_at:
             raise RuntimeError("power cut")
         return [self.micro_batch(step, micro) for micro in range(self.micro_batches)]

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Annotated
@@ -32,6 +33,7 @@ from sortyard.cli import (
     study,
     upcycle,
 )
+from sortyard.cli.output import is_first_process
 from sortyard.errors import InputError
 
 # What a file system answers to a path that it cannot serve: the person chose the path, so it is the input's fault.
@@ -116,7 +118,7 @@ def main(words: Sequence[str]) -> int:
     else:
         status, message = 0, ""
     try:
-        if status != 0 and "--json" in words:
+        if status != 0 and "--json" in words and is_first_process():
             print(json.dumps({"error": message, "exit_status": status}), flush=True)
     except BrokenPipeError:  # the reader has gone; Python must not try again, and complain, when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -138,6 +140,9 @@ def _refused_path(error: Exception) -> InputError | None:
 
 def _complain(error: Exception, *, debug: bool, keep: bool) -> None:
     """Prints an error in one piece, with the traceback in debug mode, else kept in a file for a bug report."""
+    if not is_first_process():
+        time.sleep(5)  # what befell the first process, too, is told once: this one is ended meanwhile
+        print(f"process {os.environ['RANK']} of {os.environ.get('WORLD_SIZE')}:", end=" ", file=sys.stderr)
     if debug:
         traceback.print_exception(error)
         return

@@ -35,14 +35,14 @@ class Output:
 
     def say(self, text: str) -> None:
         """Tells the user what is going on, on stderr, unless quiet."""
-        if not self.quiet:
+        if not self.quiet and is_first_process():
             print(text, file=sys.stderr, flush=True)
 
     def display(self) -> "Display":
         """Returns what the jobs below tell their progress to: stderr, or nobody when quiet."""
         from sortyard.jobs.display import Display
 
-        return Display() if self.quiet else Display(say=self.say, progress=_progress)
+        return Display() if self.quiet or not is_first_process() else Display(say=self.say, progress=_progress)
 
     def result(self, record: Mapping[str, Any], *, text: str) -> None:
         """Prints what the verb found: the record as one line of JSON, or the text.
@@ -51,10 +51,17 @@ class Output:
             record: JSON values; paths are written as text.
             text: The same for a human reader; not printed when empty.
         """
+        if not is_first_process():
+            return
         if self.json:
             print(json.dumps(record, default=_plain, ensure_ascii=False), flush=True)
         elif text:
             print(text, flush=True)
+
+
+def is_first_process() -> bool:
+    """Says whether this is the one process of several, as torchrun numbers them, that speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _progress(label: str) -> "Progress":

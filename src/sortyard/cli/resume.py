@@ -11,11 +11,9 @@ def resume(run: RunArgument, *, output: Output) -> None:
     from sortyard.jobs.folders import is_demo
     from sortyard.jobs.resuming import resume_run
     from sortyard.training.run_folder import RunFolder
-    from sortyard.training.run_lock import run_lock
 
     if not is_demo(run):
         RunFolder.open(run)  # a folder that is no run is refused before a lock is left in it
-    with run_lock(run):
-        found = resume_run(run, display=output.display())
+    found = resume_run(run, display=output.display())
     plain = f"{found['run']}: {found['steps']:,} steps ({found['reason']})"
     output.result(found, text=adapted_text(found) if "before" in found else plain)

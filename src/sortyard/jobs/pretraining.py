@@ -1,6 +1,8 @@
 """Phase 1: from text to a pretrained model, in a run folder."""
 
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +14,14 @@ from sortyard.jobs.finishing import write_documents
 from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder
 from sortyard.jobs.loading import load_language_model
 from sortyard.jobs.paths import absolute, fingerprint
+from sortyard.jobs.processes import (
+    as_first_says,
+    first_then_others,
+    go_on_in_processes,
+    is_first,
+    meet,
+    must_start_others,
+)
 from sortyard.jobs.sections import pretrain_section
 from sortyard.recipe import LoadedRecipe, PretrainSection, Recipe
 from sortyard.training.run_folder import RunFolder
@@ -46,19 +56,40 @@ def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Displa
 
     recipe = absolute(loaded.recipe)
     section = pretrain_section(recipe)
-    path = out if out is not None else next_folder(recipe.name)
-    check_free(path)
-    check_corpus(section.data)
-    run = create_run(
-        path,
-        loaded=loaded,
-        recipe=recipe,
-        job=Job("pretrain"),
-        device=section.loop.device,
-        fingerprint=fingerprint([section.data.path]),
-    )
-    with run_lock(run.path), discarded_if_untrained(run):
+    meet(recipe, section.loop)
+
+    def create() -> RunFolder:
+        path = out if out is not None else next_folder(recipe.name)
+        if out is not None and _is_restarted(out):
+            return RunFolder.open(out)
+        check_free(path)
+        check_corpus(section.data)
+        return create_run(
+            path,
+            loaded=loaded,
+            recipe=recipe,
+            job=Job("pretrain"),
+            device=section.loop.device,
+            fingerprint=fingerprint([section.data.path]),
+        )
+
+    run = create() if is_first() else None
+    run = run or RunFolder.open(Path(as_first_says(None)))
+    if is_first():
+        as_first_says(str(run.path))
+    count = must_start_others(recipe, section.loop)
+    if count:
+        display.say(f"{run.path}: {count} processes")
+        with discarded_if_untrained(run):
+            go_on_in_processes(run.path, recipe=recipe, count=count)
+        return finished_run(run)
+    with run_lock(run.path) if is_first() else nullcontext(), discarded_if_untrained(run):
         return run_pretraining(run, recipe=recipe, display=display)
+
+
+def _is_restarted(path: Path) -> bool:
+    """Whether torchrun started this process again, after another was lost, with a run that there is already."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (path / "job.json").is_file()
 
 
 def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict[str, Any]:
@@ -74,8 +105,10 @@ def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict
     from sortyard.training.loop import train
 
     section = pretrain_section(recipe)
-    corpus = prepare_corpus(
-        section.data, tokenizer=recipe.tokenizer, folder=run.path / "data", seed=recipe.seed, display=display
+    corpus = first_then_others(
+        lambda: prepare_corpus(
+            section.data, tokenizer=recipe.tokenizer, folder=run.path / "data", seed=recipe.seed, display=display
+        )
     )
     model = build_model(
         recipe.model,
@@ -85,7 +118,8 @@ def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict
         seed=recipe.seed,
     )
     held_out = _HeldOut(corpus.held_out, section=section, vocabulary=corpus.vocabulary, seed=recipe.seed)
-    save_tokenizer(corpus.tokenizer, folder=run.model, positions=recipe.model.max_position_embeddings)
+    if is_first():
+        save_tokenizer(corpus.tokenizer, folder=run.model, positions=recipe.model.max_position_embeddings)
     result = train(
         model,
         source=_source(corpus.rows, section=section, vocabulary=corpus.vocabulary, seed=recipe.seed),
@@ -98,9 +132,11 @@ def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict
         evaluate=held_out if corpus.held_out is not None else None,
         best_metric="loss",
         progress=display.progress("pretrain"),
+        parallel=recipe.parallel,
     )
-    texts = decoded_rows(corpus)
-    write_documents(run, model=model, tokenizer=corpus.tokenizer, texts=texts, display=display)
+    if is_first():
+        texts = decoded_rows(corpus)
+        write_documents(run, model=model, tokenizer=corpus.tokenizer, texts=texts, display=display)
     return {
         "run": run.path,
         "model": run.model,
@@ -108,6 +144,21 @@ def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict
         "reason": result.reason,
         "tokens": result.tokens,
         "seconds": round(result.seconds, 3),
+        "evaluation": last_evaluation(run),
+    }
+
+
+def finished_run(run: RunFolder) -> dict[str, Any]:
+    """What `run_pretraining` returned in the process that finished a run, from the run's records."""
+    finish = next(record for record in run.read_events() if record.get("event") == "finish")
+    last = run.read_metrics("train")[-1]
+    return {
+        "run": run.path,
+        "model": run.model,
+        "steps": finish["step"],
+        "reason": finish["reason"],
+        "tokens": last["tokens"],
+        "seconds": round(last["seconds"], 3),
         "evaluation": last_evaluation(run),
     }
 

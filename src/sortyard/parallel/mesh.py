@@ -1,6 +1,8 @@
 """The processes of a run in a grid, and this one's place there."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
@@ -118,6 +120,30 @@ def is_first() -> bool:
 def was_started_as_one_of_many() -> bool:
     """Whether torchrun, or sortyard itself, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def wait_for_first() -> Iterator[None]:
+    """Let the first process go ahead; the others begin when it is through, however long it takes.
+
+    Raises:
+        InputError: in the others, when the first one failed or is gone.
+    """
+    if not is_one_of_many():
+        yield
+        return
+    from sortyard.parallel.peers import Group
+
+    talk = Group.of_all(timeout=timedelta(days=7))
+    if not is_first() and not talk.share(None):
+        raise InputError("the first process could not do what the others need")
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        if is_first():
+            talk.share(done)
 
 
 def join_processes(*, device: torch.device, timeout_seconds: float) -> None:

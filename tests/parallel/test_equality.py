@@ -1,0 +1,93 @@
+"""Layouts of several processes, beside the same run in one: in float64, so that nothing but rounding may differ."""
+
+from math import prod
+from typing import Any
+
+import pytest
+
+from tests.parallel.equality import Case, make_model, run_world
+from tests.parallel.silent_bugs import BUGS
+
+pytestmark = pytest.mark.dist
+
+LOSS, GRADIENT = 1e-12, 1e-10
+
+OF_TWO = [
+    Case({"dp_replicate": 2}, accumulation=2, steps=3),
+    Case({"dp_shard": 2}, accumulation=2, steps=20),
+    Case({"tp": 2}, "mixed", accumulation=2, steps=20),
+    Case({"tp": 2, "sequence_parallel": True}, "mixed", accumulation=2, steps=3),
+    Case({"ep": 2}, "mixed", accumulation=2, steps=20),
+    Case({"pp": 2}, "mixed", accumulation=8, steps=3, checkpointing="full"),
+    Case({"pp": 2, "schedule": "gpipe"}, accumulation=1, steps=20),
+    Case({"pp": 2, "schedule": "interleaved_1f1b"}, accumulation=2, steps=3),
+    Case({"pp": 2, "schedule": "interleaved_zero_bubble"}, "causal", accumulation=2, steps=3),
+    Case({"pp": 2, "schedule": "zbv_zero_bubble"}, accumulation=2, steps=3, checkpointing="selective"),
+]
+OF_FOUR = [
+    Case({"dp_shard": 2, "tp": 2}, "mixed", accumulation=2, steps=3, checkpointing="full"),
+    Case({"dp_replicate": 2, "dp_shard": 2}, accumulation=2, steps=3),
+    Case({"dp_shard": 2, "pp": 2}, "mixed", accumulation=2, steps=3),
+    Case({"tp": 2, "pp": 2, "sequence_parallel": True}, "mixed", accumulation=2, steps=3),
+    Case({"ep": 2, "tp": 2}, "mixed", accumulation=2, steps=3),
+    Case({"ep": 2, "dp_shard": 2}, "mixed", accumulation=2, steps=3),
+    Case({"ep": 2, "pp": 2, "schedule": "interleaved_1f1b"}, accumulation=2, steps=3),
+    Case({"pp": 4, "schedule": "zbv_zero_bubble"}, "deep", accumulation=4, steps=3),
+]
+OF_THREE = [Case({"dp_shard": 3}, accumulation=2, steps=3), Case({"pp": 3}, "mixed", accumulation=4, steps=3)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("equality")
+    reports = {}
+    for cases, size in ((OF_TWO, 2), (OF_FOUR, 4), (OF_THREE, 3)):
+        assert all(prod(v for v in case.layout.values() if type(v) is int) == size for case in cases)
+        reports |= {
+            case.name: report for case, report in zip(cases, run_world(cases, size=size, folder=folder), strict=True)
+        }
+    return reports
+
+
+ALL = [case.name for case in (*OF_TWO, *OF_FOUR, *OF_THREE)]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_losses_norms_and_loads_are_those_of_one_process(found, name):
+    report = found[name]
+    assert report["losses"] < LOSS
+    assert report["balances"] < LOSS
+    assert report["norms"] < LOSS
+    assert report["loads"] == 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_gradients_and_weights_are_those_of_one_process(found, name):
+    assert found[name]["first"] < GRADIENT
+    assert found[name]["last"] < GRADIENT
+    assert found[name]["values"] < GRADIENT
+
+
+@pytest.mark.parametrize("case", [*OF_TWO, *OF_FOUR, *OF_THREE], ids=lambda case: case.name)
+def test_every_element_has_one_process_that_answers_for_it(found, case):
+    whole = {name: parameter.numel() for name, parameter in make_model(case).named_parameters()}
+    assert found[case.name]["covered"] == whole
+
+
+MUTANTS = [
+    Case(layout, "biased" if "bias" in name else "tree", accumulation=2, steps=3, break_it=name)
+    for name, (_, layout) in BUGS.items()
+]
+
+
+@pytest.fixture(scope="module")
+def harmed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    reports = run_world(MUTANTS, size=2, folder=tmp_path_factory.mktemp("mutants"))
+    return {case.break_it: report for case, report in zip(MUTANTS, reports, strict=True)}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_silent_bug_put_back_is_seen(harmed, bug):
+    report = harmed[bug]
+    passes = report["losses"] < LOSS and report["norms"] < LOSS and report["last"] < GRADIENT
+    assert not passes, report
