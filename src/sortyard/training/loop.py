@@ -152,15 +152,19 @@ def _run(
 ) -> None:
     """The loop itself: fetch, step, evaluate, record, save."""
     state = session.state
-    with StopSignals() as signals, session.store:
+    with StopSignals() as signals, session.store, session.watch as watch:
         while not state.finished:
             started = time.perf_counter()
-            result = stepper.take(source.step(state.step, share=session.share), step=state.step)
+            watch.beat(f"reading the rows of step {state.step + 1}")
+            rows = source.step(state.step, share=session.share)
+            watch.beat(f"computing step {state.step + 1}")
+            result = stepper.take(rows, step=state.step)
             seconds, stop = session.agree(seconds=time.perf_counter() - started, signal=signals.received or 0)
             state.advance(result, seconds=seconds)
             _report_trouble(result, state, source=source, loop=loop, recorder=recorder)
             state.finished = _reason_to_finish(state, total=total, loop=loop)
 
+            watch.beat(f"evaluating, recording or saving after step {state.step}", limited=False)
             is_best = False
             if evaluation is not None and (state.finished or _is_due(state.step, loop.eval_every)):
                 is_best = evaluation.run(session, recorder=recorder)

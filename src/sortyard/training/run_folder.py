@@ -42,6 +42,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.eval = path / "eval"
+        self.processes = path / "processes"
         self._routing_steps: list[int] = []
         self._routing_loads: list[npt.NDArray[np.float32]] = []
 

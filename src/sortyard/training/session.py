@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sortyard.errors import InputError
+from sortyard.parallel.watch import NoWatch
 from sortyard.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
 from sortyard.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from sortyard.training.options import LoopOptions
@@ -48,6 +49,7 @@ class Session:
         store: the run's checkpoints.
         state: where the run stands.
         notes: what the person should know about a restored run.
+        watch: of the processes of a run, told what this one is about to do.
     """
 
     model: Any
@@ -56,6 +58,7 @@ class Session:
     store: CheckpointStore
     state: TrainState = field(default_factory=TrainState)
     notes: list[str] = field(default_factory=list)
+    watch: NoWatch = field(default_factory=NoWatch)
 
     @property
     def share(self) -> tuple[int, int]:
