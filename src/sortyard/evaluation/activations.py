@@ -49,8 +49,8 @@ def layer_bytes(config: Any, *, layer: int, keys: float, half: bool, cut: Cut = 
         half: whether products run in 16 bits.
         cut: what of it one process has.
     """
-    size, width, heads = HALF_BYTES if half else FLOAT_BYTES, config.hidden_size, config.num_attention_heads
-    residual = 2 * FLOAT_BYTES * width + 16 + (2 * width if config.hidden_dropout_prob else 0)
+    size, width, heads = _operand(half), int(config.hidden_size), int(config.num_attention_heads)
+    residual: float = 2 * FLOAT_BYTES * width + 16 + (2 * width if config.hidden_dropout_prob else 0)
     inputs = (3 if half else 1) * size * width
     rotary = 2 * size * width // heads if config.position_embedding_type == "rope" else 0
     mixing: float = 4 * size * width + FLOAT_BYTES * heads
@@ -73,8 +73,12 @@ def head_bytes(config: Any, *, half: bool, cut: Cut = WHOLE) -> tuple[float, flo
     Kept are four vectors of the prediction head and the log-probabilities in float32; logits and gradient, in float32
     both, come on top while the loss is computed.
     """
-    vectors = 4 * (HALF_BYTES if half else FLOAT_BYTES) * config.hidden_size
+    vectors = 4 * _operand(half) * config.hidden_size
     return vectors + FLOAT_BYTES * config.vocab_size / cut.tp, 2 * FLOAT_BYTES * config.vocab_size / cut.tp
+
+
+def _operand(half: bool) -> int:
+    return HALF_BYTES if half else FLOAT_BYTES
 
 
 def _feed_forward(config: Any, *, layer: int, size: int, cut: Cut) -> tuple[float, float]:
