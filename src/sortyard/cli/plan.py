@@ -29,7 +29,7 @@ def plan(
 ) -> None:
     """Estimate memory, messages, bubble and speed of layouts of a recipe's pretraining, best first; starts nothing."""
     from sortyard.jobs.layouts.machines import make_cluster
-    from sortyard.jobs.layouts.search import first_of_each, find_layouts
+    from sortyard.jobs.layouts.search import find_layouts, first_of_each
     from sortyard.jobs.layouts.table import assumptions
     from sortyard.jobs.layouts.work import read_work
     from sortyard.recipe import load_recipe
