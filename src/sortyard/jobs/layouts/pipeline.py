@@ -1,4 +1,4 @@
-"""Pipeline schedules as torch.distributed.pipelining runs them: idle share, micro-batches in flight; no torch.
+"""Pipeline schedules as torch runs them: idle share, micro-batches in flight; imports no torch.
 
 p processes, m micro-batches; a forward pass takes 1 and a backward pass 2, half of it for inputs, half for weights.
 Activation checkpointing adds 1 to what inputs take. Tests play torch's own tables and compare.
