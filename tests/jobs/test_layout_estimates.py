@@ -9,6 +9,7 @@ from sortyard.jobs.layouts.estimate import estimate_layout
 from sortyard.jobs.layouts.machines import GPUS, Cluster, make_cluster
 from sortyard.jobs.layouts.search import find_layouts, first_of_each
 from sortyard.jobs.layouts.work import Work, read_work
+from sortyard.jobs.plan import plan_pretraining
 from sortyard.parallel.options import ParallelOptions
 from sortyard.recipe import load_recipe
 
@@ -102,6 +103,17 @@ def test_memory_of_one_process_by_hand() -> None:
     assert found.buffers == 0
     tokens = ROWS * LENGTH
     assert found.logits == tokens * 0.25 * (4 * 4 * D + 12 * V)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recomputes", ["false", "true"])
+def test_one_gpu_needs_what_a_dry_run_says(precision: str, recomputes: str) -> None:
+    settings = (f"pretrain.loop.precision={precision}", f"pretrain.loop.activation_checkpointing={recomputes}")
+    recipe = load_recipe("demo", overrides=settings).recipe
+    what = read_work(recipe)
+    found = estimate_layout(what, ParallelOptions(dp_shard=1), cluster(1)).memory
+    step_counts = 4 * len({weight.key for weight in what.weights})
+    assert found.total == pytest.approx(plan_pretraining(recipe).memory_bytes + step_counts, abs=2)
 
 
 def test_a_pipeline_holds_the_micro_batches_in_flight() -> None:
