@@ -107,7 +107,7 @@ def _is_full_disk(error: Exception) -> bool:
 
 
 def open_job(run: RunFolder) -> tuple[Job, Recipe]:
-    """Reads back what `create_run` wrote.
+    """Reads back what `create_run` wrote; the recipe is what resolved.yaml holds now.
 
     Raises:
         InputError: The run was not started by a verb, or its files are damaged.

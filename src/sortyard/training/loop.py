@@ -103,8 +103,10 @@ def train(
         session = open_session(
             model, objective=objective, loop=loop, optimizer=optimizer, run=run, display=display, parallel=parallel
         )
-        was_resumed = session.restore()
+        was_resumed = session.restore(run)
         state, total = session.state, loop.total_steps(source.steps_per_epoch)
+        if state.finished == "steps" and state.step < total:  # the recipe was changed, and asks for more
+            state.finished = ""
         if state.finished:
             session.finish(run, keep_best=loop.keep_best)
             display.message(f"{run.path} finished at step {state.step} ({state.finished}): there is nothing left to do")
