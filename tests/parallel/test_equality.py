@@ -22,7 +22,8 @@ OF_TWO = [
     Case({"pp": 2, "schedule": "gpipe"}, accumulation=1, steps=20),
     Case({"pp": 2, "schedule": "interleaved_1f1b"}, accumulation=2, steps=3),
     Case({"pp": 2, "schedule": "interleaved_zero_bubble"}, "causal", accumulation=2, steps=3),
-    Case({"pp": 2, "schedule": "zbv_zero_bubble"}, accumulation=2, steps=3, checkpointing="selective"),
+    Case({"pp": 2, "schedule": "zbv_zero_bubble"}, accumulation=2, steps=3, checkpointing="full"),
+    Case({"pp": 2, "schedule": "1f1b"}, accumulation=2, steps=3, checkpointing="selective"),
 ]
 OF_FOUR = [
     Case({"dp_shard": 2, "tp": 2}, "mixed", accumulation=2, steps=3, checkpointing="full"),

@@ -77,7 +77,12 @@ def open_session(
     from sortyard.training.split_session import SplitSession
 
     layout, talk = Layout.make(parallel, device=device), Group.of_all()
-    check_model(model, layout.options, num_micro_batches=loop.accumulation_steps)
+    check_model(
+        model,
+        layout.options,
+        num_micro_batches=loop.accumulation_steps,
+        checkpointing=loop.activation_checkpointing,
+    )
     split = parallelize(
         copy.deepcopy(model) if talk.rank == 0 else model,
         layout=layout,

@@ -19,7 +19,7 @@ class Work:
         length: Tokens of a row.
         target_share: Share of the tokens whose logits are computed.
         half: Whether products run in 16 bits.
-        recomputes: Activation checkpointing.
+        recomputes: Activation checkpointing; selective counts as full.
         layer_flops: Of one token's forward pass through one layer, on average.
         head_flops: Of one target's.
         keys: Keys that a query reads, layer by layer.
@@ -74,7 +74,7 @@ def read_work(recipe: Recipe) -> Work:
         length=length,
         target_share=section.masking.probability if section.objective == "masked_lm" else 1.0,
         half=loop.precision != "fp32",
-        recomputes=loop.activation_checkpointing,
+        recomputes=loop.activation_checkpointing != "none",
         layer_flops=forward_flops_per_token(model, length=length) / count,
         head_flops=head_flops_per_target(model),
         keys=[keys_per_query(model.config, layer=layer, length=length) for layer in range(count)],
