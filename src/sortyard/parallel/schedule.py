@@ -56,7 +56,7 @@ def check_schedule(
     if "zero_bubble" in options.schedule and checkpointing == "selective":
         raise InputError(
             f"parallel: schedule {options.schedule} goes backward in two passes, which selective activation "
-            "checkpointing does not allow; set loop.activation_checkpointing to full or none, or choose another schedule"
+            "checkpointing does not allow; set loop.activation_checkpointing to full or none, or change the schedule"
         )
     rounds = max(1, num_micro_batches // options.pp)
     if options.schedule.startswith("interleaved") and num_micro_batches % rounds:
