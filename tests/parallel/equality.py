@@ -52,6 +52,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "norm_position": "post", "position_embedding_type": "learned", "embedding_size": 16, "vocab_size": 93,
     },
     "deep": {"num_hidden_layers": 8, "expert_layers": [False, True] * 4},
+    "deeper": {"num_hidden_layers": 16, "expert_layers": [False, True] * 8},
     "causal": {"causal": True, "context": "running_mean", "selection": "rounds"},
     "biased": {"use_bias": True},
 }  # fmt: skip
