@@ -44,6 +44,7 @@ SMALL: dict[str, Any] = {
     "query_chunk": 8, "local_window": 2, "initializer_range": 0.2, "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0, "bias_update_rate": 1e-3, "balance_coef": 0.05,
 }  # fmt: skip
+NUMBERS = ("losses", "balances", "norms", "skipped")  # of every step
 MODELS: dict[str, dict[str, Any]] = {
     "tree": {},
     "mixed": {  # dense and sliding layers, a shared expert, biases, post-norm, learned positions, narrow embeddings
@@ -91,10 +92,12 @@ class Course:
     losses: list[float] = field(default_factory=list)
     balances: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    skipped: list[float] = field(default_factory=list)
     loads: list[Tensor] = field(default_factory=list)
 
     def add(self, result: StepResult) -> None:
-        assert result.outcome == "updated", result
+        assert result.outcome in ("updated", "overflow"), result
+        self.skipped.append(float(result.outcome == "overflow"))
         self.losses.append(result.task_loss)
         self.balances.append(result.balance_loss)
         self.norms.append(result.grad_norm)
@@ -102,9 +105,7 @@ class Course:
             self.loads.append(result.expert_loads.double())
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {
-            name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("losses", "balances", "norms")
-        }
+        found = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in NUMBERS}
         return found | {"loads": torch.stack(self.loads)}
 
 
@@ -191,7 +192,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
 
         def note(*_: Any) -> None:
             when = "first" if not course.losses else "last"
-            if when == "first" or len(course.losses) == case.steps - 1:
+            if case.dtype == "float64" and (when == "first" or len(course.losses) == case.steps - 1):
                 worst[when] = _furthest(split, reference, when)
 
         optimizer.register_step_pre_hook(note)
@@ -204,10 +205,9 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
             batches = [micro_batch(step, m, share=share, causal=_causal(case)) for m in range(case.accumulation)]
             course.add(stepper.take(batches, step=step))
     own = course.tensors()
-    found = {
-        name: float((own[name] - reference[name]).abs().max()) for name in ("losses", "balances", "norms", "loads")
-    }
-    found |= {"first": worst["first"], "last": worst["last"], "values": _furthest(split, reference, "value")}
+    found = {name: float((own[name] - reference[name]).abs().max()) for name in (*NUMBERS, "loads")}
+    found |= worst | {"values": _furthest(split, reference, "value")}
+    found["num_skipped"] = float(own["skipped"].sum())
     return found | {"seconds": time.perf_counter() - started, "covered": _covered(split)}
 
 
