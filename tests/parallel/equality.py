@@ -116,6 +116,14 @@ def make_model(case: Case) -> Any:
     return HEADS[kind](SortyardConfig(**fields)).to(getattr(torch, case.dtype)).train()
 
 
+def make_precision(case: Case) -> Precision:
+    """With a loss scale from which float16 gradients overflow in the first steps."""
+    made = Precision(case.precision, device=torch.device("cpu"))  # type: ignore[arg-type]
+    if case.precision == "fp16":
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+    return made
+
+
 def objective(case: Case) -> Any:
     return CausalLMObjective() if MODELS[case.model].get("causal") else MaskedLMObjective()
 
@@ -158,7 +166,7 @@ def run_reference(case: Case, folder: Path) -> None:
 
     optimizer.register_step_pre_hook(note)
     stepper = Stepper(
-        model, objective=aim, optimizer=optimizer, precision=Precision(case.precision, device=torch.device("cpu")),
+        model, objective=aim, optimizer=optimizer, precision=make_precision(case),
         max_grad_norm=1.0, lr=lambda step: 1e-3, seed=3,
     )  # fmt: skip
     for step in range(case.steps):
@@ -181,7 +189,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     reference = load_file(folder / case.reference)
     with put_back(case.break_it):
         layout = Layout.make(ParallelOptions(**case.layout), device=torch.device("cpu"))
-        aim, precision = objective(case), Precision(case.precision, device=torch.device("cpu"))
+        aim, precision = objective(case), make_precision(case)
         split = parallelize(
             make_model(case), layout=layout, count_targets=aim.count_targets, autocast=precision.autocast,
             checkpoint_activations=partial(checkpoint_activations, mode=case.checkpointing),

