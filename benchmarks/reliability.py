@@ -187,9 +187,14 @@ class Trainee:
         newest = CheckpointStore(folder, keep=2, warn=print).steps()[-1]
         return sum(path.stat().st_size for path in (folder / f"step-{newest:08d}").iterdir())
 
-    def block(self, way: str) -> tuple[float, float]:
-        """Seconds of some steps with a save before them, and those in which the save held training up."""
-        started = time.perf_counter()
+    def block(self, way: str) -> dict[str, float]:
+        """Times of some steps with a save before them.
+
+        Returns:
+            "seconds" by the clock; those in which the save held training up; processor seconds of the thread that
+            trains, and of all threads.
+        """
+        started, of_thread, of_all = time.perf_counter(), time.thread_time(), time.process_time()
         held_up = 0.0
         if way != "none":
             session = self.sessions[way]
@@ -203,40 +208,51 @@ class Trainee:
             before_wait = time.perf_counter()
             self.sessions[way].store.wait()  # as the next save would
             held_up += time.perf_counter() - before_wait
-        return time.perf_counter() - started, held_up
+        return {
+            "seconds": time.perf_counter() - started,
+            "held_up": held_up,
+            "of_thread": time.thread_time() - of_thread,
+            "of_all": time.process_time() - of_all,
+        }
 
 
 def overhead(folder: Path, count: int) -> dict[str, Any]:
     """Time of steps without saving and with both ways of saving."""
     trainee, draw = Trainee(folder), random.Random(SEED)
-    for way in ("sync", "async", "none"):
+    ways = ("none", "sync", "async")
+    for way in ways:
         trainee.block(way)  # to warm up
-    seconds: dict[str, list[float]] = {"none": [], "sync": [], "async": []}
-    held_up: dict[str, list[float]] = {"none": [], "sync": [], "async": []}
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    load = []
     for _ in range(count):
-        for way in draw.sample(["none", "sync", "async"], 3):
-            took, held = trainee.block(way)
-            seconds[way].append(took)
-            held_up[way].append(held)
-        print({way: round(values[-1], 3) for way, values in seconds.items()}, flush=True)
-    plain = statistics.median(seconds["none"])
+        load.append(os.getloadavg()[0])
+        for way in draw.sample(ways, 3):
+            found[way].append(trainee.block(way))
+        print({way: round(blocks[-1]["seconds"], 3) for way, blocks in found.items()}, flush=True)
+
+    def median(way: str, what: str) -> float:
+        return statistics.median(block[what] for block in found[way])
+
     result: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in trainee.model.parameters()),
         "checkpoint_bytes": trainee.state_bytes(),
         "steps_between_saves": EVERY,
         "tokens_per_step": ROWS * LENGTH,
         "rounds": count,
-        "median_step_seconds": {way: statistics.median(each) / EVERY for way, each in seconds.items()},
-        "load_average": os.getloadavg()[0],
+        "median_load_average": statistics.median(load),
+        "step_seconds": median("none", "seconds") / EVERY,
+        "step_processor_seconds": median("none", "of_all") / EVERY,
     }
-    for way in ("sync", "async"):
-        ratios = [a / b - 1 for a, b in zip(seconds[way], seconds["none"], strict=True)]
+    for way in ways[1:]:
+        pairs = list(zip(found[way], found["none"], strict=True))
+        ratios = [one["seconds"] / other["seconds"] - 1 for one, other in pairs]
         result[way] = {
-            "overhead_of_medians": statistics.median(seconds[way]) / plain - 1,
-            "median_paired_overhead": statistics.median(ratios),
-            "quartiles": statistics.quantiles(ratios, n=4)[::2],
-            "median_held_up_seconds": statistics.median(held_up[way]),
-            "held_up_share": statistics.median(held_up[way]) / plain,
+            "held_up_seconds": median(way, "held_up"),
+            "held_up_share": median(way, "held_up") / median("none", "seconds"),
+            "clock_overhead": statistics.median(ratios),
+            "clock_overhead_quartiles": statistics.quantiles(ratios, n=4)[::2],
+            "processor_overhead_of_training_thread": median(way, "of_thread") / median("none", "of_thread") - 1,
+            "processor_overhead_of_all_threads": median(way, "of_all") / median("none", "of_all") - 1,
         }
     return result
 
