@@ -1,7 +1,7 @@
 """What faults cost a training run, and what guarding against them costs its speed.
 
     python benchmarks/reliability.py                     # all parts, about 15 minutes on 2 cores
-    python benchmarks/reliability.py --part overhead     # one of: kills, corruption, full_disk, overhead
+    python benchmarks/reliability.py --part overhead     # or any other of PARTS
 
 Writes benchmarks/results/reliability.json, in which each part replaces what it measured before. The faults are those of
 tests/faults, in larger numbers: SIGKILL at random moments (a quarter of them or more in the middle of a save) to runs
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,12 @@ MODEL = ModelOptions(
 )
 
 
-def kills(folder: Path, count: int) -> dict[str, Any]:
-    """SIGKILLs, shared out among the cases."""
-    cases = [Case(processes, asynchronous=asynchronous) for processes in (1, 4) for asynchronous in (False, True)]
+def kills(folder: Path, count: int, *, processes: int) -> dict[str, Any]:
+    """SIGKILLs, shared out among both ways of saving."""
+    cases = [Case(processes, asynchronous=asynchronous) for asynchronous in (False, True)]
     rows = []
     for number, case in enumerate(cases):
-        killer = Killer(folder / str(case), case=case, draw=random.Random(SEED + number))
+        killer = Killer(folder / str(case), case=case, draw=random.Random(SEED + processes + number))
         whole = killer.left_alone()
         tally = killer.kill_runs(whole, kills=-(-count // len(cases)))
         harm, per_step = tally.harm(), SAMPLES_PER_STEP[case.processes]
@@ -258,7 +259,8 @@ def overhead(folder: Path, count: int) -> dict[str, Any]:
 
 
 PARTS = {
-    "kills": (kills, 200),
+    "kills_of_one_process": (partial(kills, processes=1), 100),
+    "kills_of_four_processes": (partial(kills, processes=4), 100),
     "corruption": (corruption, 1000),
     "full_disk": (full_disk, 100),
     "overhead": (overhead, 15),

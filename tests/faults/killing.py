@@ -119,7 +119,8 @@ class Killer:
         """Start or resume, kill at a random moment, and see from where the run had gone on.
 
         The moment is counted in checkpoints rather than in seconds, so that a busy machine does not move it past the
-        end. Of several processes sometimes one alone is killed; then the others have to notice and end by themselves.
+        end. Of several processes sometimes one alone is killed; then the others have to notice and end by themselves,
+        if they have found each other: before that, torch waits for minutes.
         """
         newest, num_begun = max(completed_steps(path), default=0), len(begun_at(path))
         processes = self._start(path)
@@ -129,7 +130,8 @@ class Killer:
         if 2 * self.tally.during_a_save <= self.tally.kills:
             _wait_until(lambda: is_saving(path), processes)
             time.sleep(self.draw.choice([0, 0, self.draw.uniform(0, 0.01)]))
-        only_one = self.case.processes > 1 and self.draw.random() < 0.3
+        begun = len(begun_at(path)) > num_begun
+        only_one = self.case.processes > 1 and begun and self.draw.random() < 0.3
         for process in [self.draw.choice(processes)] if only_one else processes:
             process.kill()
         was_saving = is_saving(path)
