@@ -39,15 +39,15 @@ class Tally:
     finished_runs: int = 0
     of_one_process_only: int = 0
     checkpoints_lost: int = 0
+    checkpoints_damaged: int = 0
     steps_lost: int = 0
     steps_repeated: int = 0
     records_differing: int = 0
     weights_differing: int = 0
-    warnings: int = 0
 
     def harm(self) -> dict[str, int]:
-        names = ("checkpoints_lost", "steps_lost", "steps_repeated", "records_differing", "weights_differing")
-        return {name: getattr(self, name) for name in (*names, "warnings")}
+        names = ("checkpoints_lost", "checkpoints_damaged", "steps_lost", "steps_repeated")
+        return {name: getattr(self, name) for name in (*names, "records_differing", "weights_differing")}
 
 
 def _train_alone(path: str, asynchronous: bool) -> None:
@@ -164,7 +164,8 @@ class Killer:
         self.tally.steps_repeated += len(steps) - len(set(steps))
         self.tally.records_differing += without_times(run) != without_times(other)
         self.tally.weights_differing += digest(path) != digest(whole)
-        self.tally.warnings += sum(event["event"] == "warning" for event in run.read_events())
+        warnings = [event["message"] for event in run.read_events() if event["event"] == "warning"]
+        self.tally.checkpoints_damaged += sum("is not used" in message for message in warnings)
 
 
 def is_saving(path: Path) -> bool:
