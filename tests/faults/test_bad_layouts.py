@@ -15,7 +15,10 @@ LAYOUTS = {
     "pp": (["parallel.pp=3"], "pp 3 with schedule 1f1b has 3 stages, but the model only 2 layers"),
     "stages": (["parallel.pp=2", "parallel.schedule=zbv_zero_bubble"], "has 4 stages, but the model only 2 layers"),
     "ep": (["parallel.ep=5"], "parallel.ep is 5, but there are only 4 experts"),
-    "no experts": (["parallel.ep=2", "model.num_experts=1", "model.num_expert_groups=1", "model.num_experts_per_tok=1"], "model has no experts"),
+    "no experts": (
+        ["parallel.ep=2", "model.num_experts=1", "model.num_expert_groups=1", "model.num_experts_per_tok=1"],
+        "the model has no experts",
+    ),
     "rows": (["parallel.dp_shard=9"], "9 data-parallel processes cannot share a micro-batch of 8 row"),
     "rows of replicas": (["parallel.dp_replicate=3", "parallel.ep=3"], "9 data-parallel processes cannot share"),
     "rounds": (

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sortyard.cli.main import main
+from sortyard.errors import InputError
+from sortyard.training.run_lock import run_lock
 from tests.faults.elastic import (
     digest,
     ended,
@@ -41,7 +42,7 @@ def test_a_run_survives_everything_that_befalls_its_processes(yard: Path, capsys
     times = {}
 
     # killed, with a restart left; then killed while it saves, with none left
-    process = start(yard, *WORDS, f"parallel.timeout_seconds={TIMEOUT}", "parallel.max_restarts=1", "--out", "run")
+    process = start(yard, *WORDS, "parallel.max_restarts=1", "--out", "run")
     wait_until(lambda: steps_done(run) >= 4, process)
     send(run, 1, signal.SIGKILL)
     begun = time.monotonic()
@@ -62,10 +63,8 @@ def test_a_run_survives_everything_that_befalls_its_processes(yard: Path, capsys
     # a second launch beside it is refused; then SIGTERM to the launcher
     process = start(yard, "resume", "run", "--json", "-q")
     wait_until(lambda: len(events(run, "resume")) == 2 and steps_done(run) >= 13, process)
-    send(run, 1, signal.SIGSTOP)  # the run must not end meanwhile
-    assert main(["resume", str(run)]) == 2
-    send(run, 1, signal.SIGCONT)
-    assert f"another process (number {process.pid}) is working on this run" in capsys.readouterr().err
+    with pytest.raises(InputError, match=rf"another process \(number {process.pid}\)"), run_lock(run):
+        pass
     process.terminate()
     status, said, _ = ended(process)
     assert (status, said["exit_status"]) == (143, 143)
@@ -81,7 +80,8 @@ def test_a_run_survives_everything_that_befalls_its_processes(yard: Path, capsys
     assert events(run, "stop")[-1]["step"] == steps_done(run) == events(run, "checkpoint")[-1]["step"]
 
     # one process halts
-    process = start(yard, "resume", "run", "parallel.max_restarts=0", "--json", "-q")
+    words = ("parallel.max_restarts=0", f"parallel.timeout_seconds={TIMEOUT}")
+    process = start(yard, "resume", "run", *words, "--json", "-q")
     wait_until(lambda: len(events(run, "resume")) == 4 and steps_done(run) >= 24, process)
     send(run, 1, signal.SIGSTOP)
     begun = time.monotonic()
