@@ -75,6 +75,7 @@ def main() -> None:
         "documents": NUM_SHARDS * SHARD_DOCUMENTS,
         "different_files_of_offsets": VARIANTS,
         "disk_bytes_used": disk,
+        "load_average": os.getloadavg()[0],  # above the number of cores, processor seconds say more than wall seconds
         **measured,
     }
     write_result("data_scale", result)

@@ -1,7 +1,7 @@
 """What faults cost a training run, and what guarding against them costs its speed.
 
     python benchmarks/reliability.py                     # all parts, about 15 minutes on 2 cores
-    python benchmarks/reliability.py --part overhead     # one of: kills, corruption, full_disk, overhead
+    python benchmarks/reliability.py --part overhead     # or any other of PARTS
 
 Writes benchmarks/results/reliability.json, in which each part replaces what it measured before. The faults are those of
 tests/faults, in larger numbers: SIGKILL at random moments (a quarter of them or more in the middle of a save) to runs
@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,12 @@ MODEL = ModelOptions(
 )
 
 
-def kills(folder: Path, count: int) -> dict[str, Any]:
-    """SIGKILLs, shared out among the cases."""
-    cases = [Case(processes, asynchronous=asynchronous) for processes in (1, 4) for asynchronous in (False, True)]
+def kills(folder: Path, count: int, *, processes: int) -> dict[str, Any]:
+    """SIGKILLs, shared out among both ways of saving."""
+    cases = [Case(processes, asynchronous=asynchronous) for asynchronous in (False, True)]
     rows = []
     for number, case in enumerate(cases):
-        killer = Killer(folder / str(case), case=case, draw=random.Random(SEED + number))
+        killer = Killer(folder / str(case), case=case, draw=random.Random(SEED + processes + number))
         whole = killer.left_alone()
         tally = killer.kill_runs(whole, kills=-(-count // len(cases)))
         harm, per_step = tally.harm(), SAMPLES_PER_STEP[case.processes]
@@ -187,9 +188,14 @@ class Trainee:
         newest = CheckpointStore(folder, keep=2, warn=print).steps()[-1]
         return sum(path.stat().st_size for path in (folder / f"step-{newest:08d}").iterdir())
 
-    def block(self, way: str) -> tuple[float, float]:
-        """Seconds of some steps with a save before them, and those in which the save held training up."""
-        started = time.perf_counter()
+    def block(self, way: str) -> dict[str, float]:
+        """Times of some steps with a save before them.
+
+        Returns:
+            "seconds" by the clock; those in which the save held training up; processor seconds of the thread that
+            trains, and of all threads.
+        """
+        started, of_thread, of_all = time.perf_counter(), time.thread_time(), time.process_time()
         held_up = 0.0
         if way != "none":
             session = self.sessions[way]
@@ -203,46 +209,58 @@ class Trainee:
             before_wait = time.perf_counter()
             self.sessions[way].store.wait()  # as the next save would
             held_up += time.perf_counter() - before_wait
-        return time.perf_counter() - started, held_up
+        return {
+            "seconds": time.perf_counter() - started,
+            "held_up": held_up,
+            "of_thread": time.thread_time() - of_thread,
+            "of_all": time.process_time() - of_all,
+        }
 
 
 def overhead(folder: Path, count: int) -> dict[str, Any]:
     """Time of steps without saving and with both ways of saving."""
     trainee, draw = Trainee(folder), random.Random(SEED)
-    for way in ("sync", "async", "none"):
+    ways = ("none", "sync", "async")
+    for way in ways:
         trainee.block(way)  # to warm up
-    seconds: dict[str, list[float]] = {"none": [], "sync": [], "async": []}
-    held_up: dict[str, list[float]] = {"none": [], "sync": [], "async": []}
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    load = []
     for _ in range(count):
-        for way in draw.sample(["none", "sync", "async"], 3):
-            took, held = trainee.block(way)
-            seconds[way].append(took)
-            held_up[way].append(held)
-        print({way: round(values[-1], 3) for way, values in seconds.items()}, flush=True)
-    plain = statistics.median(seconds["none"])
+        load.append(os.getloadavg()[0])
+        for way in draw.sample(ways, 3):
+            found[way].append(trainee.block(way))
+        print({way: round(blocks[-1]["seconds"], 3) for way, blocks in found.items()}, flush=True)
+
+    def median(way: str, what: str) -> float:
+        return statistics.median(block[what] for block in found[way])
+
     result: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in trainee.model.parameters()),
         "checkpoint_bytes": trainee.state_bytes(),
         "steps_between_saves": EVERY,
         "tokens_per_step": ROWS * LENGTH,
         "rounds": count,
-        "median_step_seconds": {way: statistics.median(each) / EVERY for way, each in seconds.items()},
-        "load_average": os.getloadavg()[0],
+        "median_load_average": statistics.median(load),
+        "step_seconds": median("none", "seconds") / EVERY,
+        "step_processor_seconds": median("none", "of_all") / EVERY,
     }
-    for way in ("sync", "async"):
-        ratios = [a / b - 1 for a, b in zip(seconds[way], seconds["none"], strict=True)]
+    for way in ways[1:]:
+        pairs = list(zip(found[way], found["none"], strict=True))
+        ratios = [one["seconds"] / other["seconds"] - 1 for one, other in pairs]
         result[way] = {
-            "overhead_of_medians": statistics.median(seconds[way]) / plain - 1,
-            "median_paired_overhead": statistics.median(ratios),
-            "quartiles": statistics.quantiles(ratios, n=4)[::2],
-            "median_held_up_seconds": statistics.median(held_up[way]),
-            "held_up_share": statistics.median(held_up[way]) / plain,
+            "held_up_seconds": median(way, "held_up"),
+            "held_up_share": median(way, "held_up") / median("none", "seconds"),
+            "clock_overhead": statistics.median(ratios),
+            "clock_overhead_quartiles": statistics.quantiles(ratios, n=4)[::2],
+            "processor_overhead_of_training_thread": median(way, "of_thread") / median("none", "of_thread") - 1,
+            "processor_overhead_of_all_threads": median(way, "of_all") / median("none", "of_all") - 1,
         }
     return result
 
 
 PARTS = {
-    "kills": (kills, 200),
+    "kills_of_one_process": (partial(kills, processes=1), 100),
+    "kills_of_four_processes": (partial(kills, processes=4), 100),
     "corruption": (corruption, 1000),
     "full_disk": (full_disk, 100),
     "overhead": (overhead, 15),

@@ -12,7 +12,7 @@ from sortyard.studies.bench.cases import synchroniser
 from sortyard.studies.bench.competitors import Competitor, SizedCase
 from sortyard.studies.bench.memory import peak_extra_memory
 from sortyard.studies.bench.results import BenchResult
-from sortyard.studies.bench.runner import Call, Clock, alternate, reason_of
+from sortyard.studies.bench.runner import Call, Clock, alternate, reason_of, wall_clock
 from sortyard.studies.bench.study import Cells, Say, Study, WritesPage
 from sortyard.studies.bench.tables import seconds_text
 
@@ -44,7 +44,7 @@ class Terms:
     memory: Collection[int]
     seconds: float
     warmup: int = 1
-    clock: Clock = time.perf_counter
+    clock: Clock = wall_clock
 
 
 def compare_sides(

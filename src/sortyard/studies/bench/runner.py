@@ -15,6 +15,11 @@ def _nothing() -> None:
     return None
 
 
+def wall_clock() -> float:
+    """Seconds of the wall since some moment."""
+    return time.perf_counter()
+
+
 @dataclass(frozen=True)
 class Ratio:
     """How many times one side's seconds go into another's.
@@ -44,7 +49,7 @@ def alternate(
     no_warmup: Collection[str] = (),
     synchronise: Call = _nothing,
     on_failure: Failed | None = None,
-    clock: Clock = time.perf_counter,
+    clock: Clock = wall_clock,
 ) -> dict[str, list[float]]:
     """Time calls in turn: a round runs every side once, so that a change of the machine's load meets them all.
 

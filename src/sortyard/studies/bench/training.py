@@ -14,7 +14,7 @@ from sortyard.studies.bench.budgets import Budget
 from sortyard.studies.bench.comparison import Terms, compare_sides, notes_of, sides_study
 from sortyard.studies.bench.memory import peak_allocated
 from sortyard.studies.bench.results import BenchResult, bench_command, new_result
-from sortyard.studies.bench.runner import Call, Clock, ratio_of
+from sortyard.studies.bench.runner import Call, Clock, ratio_of, wall_clock
 from sortyard.studies.bench.study import Cells, Say, run_study
 from sortyard.studies.bench.training_cases import MICRO_BATCHES, MIX_LONGEST, ROWS, TrainingCase, equal_rows, make_model
 from sortyard.studies.bench.training_page import training_page, training_text
@@ -87,7 +87,7 @@ class TrainingPlan:
 
     def clock(self) -> Clock:
         """What tells seconds: with one thread on a CPU its own time, which does not count the work of others."""
-        return time.process_time if self.threads == 1 and self.device == "cpu" else time.perf_counter
+        return time.process_time if self.threads == 1 and self.device == "cpu" else wall_clock
 
     def cases(self) -> list[TrainingCase]:
         """Return every cell's case."""

@@ -80,7 +80,7 @@ def _measured(claim: Json) -> str:
 
 
 def _holds(holds: bool | None) -> str:
-    return {None: "not measured", True: "yes", False: "no"}[holds]
+    return {None: "open", True: "yes", False: "no"}[holds]
 
 
 def _topic_table(result: BenchResult, topic: str) -> Table:

@@ -56,8 +56,9 @@ class TrainingSide:
     is_dense: bool = False
     rows: Callable[[TrainingCase], list[Batch]] = equal_rows
 
-    time_power = 2.0
-    memory_power = 2.0
+    # Cells of other lengths have as many tokens: only attention can grow, and it is a part of the whole.
+    time_power = 1.0
+    memory_power = 1.0
     needs_warmup = False
 
     def unfit(self, case: TrainingCase) -> str:
