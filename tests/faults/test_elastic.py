@@ -43,7 +43,7 @@ def test_a_run_survives_everything_that_befalls_its_processes(yard: Path, capsys
 
     # killed, with a restart left; then killed while it saves, with none left
     process = start(yard, *WORDS, "parallel.max_restarts=1", "--out", "run")
-    wait_until(lambda: steps_done(run) >= 4, process)
+    wait_until(lambda: steps_done(run) >= 4 and bool(events(run, "checkpoint")), process)
     send(run, 1, signal.SIGKILL)
     begun = time.monotonic()
     wait_until(lambda: len(events(run, "resume")) == 1, process)

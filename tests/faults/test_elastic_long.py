@@ -81,7 +81,7 @@ def test_torchrun_starts_again_and_stops(yard: Path) -> None:
     process = torchrun(
         yard, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "-m", "sortyard", *WORDS, "torchrun"
     )
-    wait_until(lambda: steps_done(run) >= 4, process)
+    wait_until(lambda: steps_done(run) >= 4 and bool(events(run, "checkpoint")), process)
     send(run, 0, signal.SIGKILL)
     wait_until(lambda: len(events(run, "resume")) == 1 and steps_done(run) >= 12, process)
     process.terminate()
@@ -121,7 +121,7 @@ def test_torchruns_of_two_machines_start_again(yard: Path, rank: int) -> None:
     run = yard / f"machines-{rank}"
     fresh = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     processes = torchruns_of_two_machines(yard, *WORDS, run.name, **fresh)
-    wait_until(lambda: steps_done(run) >= 4, processes[0])
+    wait_until(lambda: steps_done(run) >= 4 and bool(events(run, "checkpoint")), processes[0])
     send(run, rank, signal.SIGKILL)
     errs = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errs
