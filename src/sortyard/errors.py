@@ -5,6 +5,10 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message names the field or file, what was expected and what to do."""
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the run is gone or does not answer: exit status 1, without a traceback."""
+
+
 def first_line(error: BaseException) -> str:
     """Write an error of a library in one line: the first of its message, or its kind where it has none."""
     message = str(error).strip()

@@ -35,7 +35,7 @@ from sortyard.cli import (
     upcycle,
 )
 from sortyard.cli.output import is_first_process
-from sortyard.errors import InputError
+from sortyard.errors import InputError, LostProcessError
 
 # What a file system answers to a path that it cannot serve: the person chose the path, so it is the input's fault.
 REFUSALS = {
@@ -43,6 +43,7 @@ REFUSALS = {
     errno.EPERM, errno.EROFS,
 }  # fmt: skip
 SHOWN_PATH = 120
+TOGETHER = ("pretrain", "resume")  # what several processes may do; resume refuses runs that are no pretraining
 
 START, TRAIN, USE, DATA = "Start here", "Train", "Measure and use", "Data and configuration"
 
@@ -83,11 +84,15 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback does it all
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
     """Options of the program itself."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    if several and context.invoked_subcommand not in TOGETHER:
+        raise InputError(f"sortyard {context.invoked_subcommand} runs in one process; start it without torchrun")
 
 
 def main(words: Sequence[str]) -> int:
@@ -106,12 +111,15 @@ def main(words: Sequence[str]) -> int:
         status = stop.code if isinstance(stop.code, int) else (0 if stop.code is None else 1)
         message = "interrupted" if status == 130 else "see the message on stderr"
         if status == 130:
-            print("interrupted", file=sys.stderr)
+            _say_interrupted()
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
-        print("interrupted", file=sys.stderr)
+        _say_interrupted()
     except ValueError as error:
         status, message = 2, str(error)
+        _complain(error, debug=debug, keep=False)
+    except LostProcessError as error:
+        status, message = 1, str(error)
         _complain(error, debug=debug, keep=False)
     except Exception as error:
         refusal = _refused_path(error)
@@ -125,6 +133,11 @@ def main(words: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader has gone; Python must not try again, and complain, when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
+
+
+def _say_interrupted() -> None:
+    if "RANK" not in os.environ:  # of several processes, the one that started them says it
+        print("interrupted", file=sys.stderr)
 
 
 def _refused_path(error: Exception) -> InputError | None:
@@ -142,8 +155,9 @@ def _refused_path(error: Exception) -> InputError | None:
 
 def _complain(error: Exception, *, debug: bool, keep: bool) -> None:
     """Prints an error in one piece, with the traceback in debug mode, else kept in a file for a bug report."""
+    if not is_first_process() or (isinstance(error, LostProcessError) and "RANK" in os.environ):
+        time.sleep(5)  # what befell the first process, too, or one of the others, is told once: this one is ended now
     if not is_first_process():
-        time.sleep(5)  # what befell the first process, too, is told once: this one is ended meanwhile
         print(f"process {os.environ['RANK']} of {os.environ.get('WORLD_SIZE')}:", end=" ", file=sys.stderr)
     if debug:
         traceback.print_exception(error)

@@ -27,11 +27,13 @@ class Output:
         json: The last line of stdout is one JSON object and nothing else goes there.
         quiet: No progress, only results and warnings.
         verbose: Also the log of the libraries below.
+        debug: Show the traceback of an error.
     """
 
     json: bool = False
     quiet: bool = False
     verbose: bool = False
+    debug: bool = False
 
     def say(self, text: str) -> None:
         """Tells the user what is going on, on stderr, unless quiet."""
@@ -42,7 +44,10 @@ class Output:
         """Returns what the jobs below tell their progress to: stderr, or nobody when quiet."""
         from sortyard.jobs.display import Display
 
-        return Display() if self.quiet or not is_first_process() else Display(say=self.say, progress=_progress)
+        options = tuple(f"--{name}" for name in ("quiet", "verbose", "debug") if getattr(self, name))
+        if self.quiet or not is_first_process():
+            return Display(options=options)
+        return Display(say=self.say, progress=_progress, options=options)
 
     def result(self, record: Mapping[str, Any], *, text: str) -> None:
         """Prints what the verb found: the record as one line of JSON, or the text.
@@ -94,9 +99,8 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def with_output(*, json_output: bool, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> None:
-        del debug  # read by main.run, which is there before and after the verb
         _set_up_logs(verbose=verbose)
-        function(**arguments, output=Output(json=json_output, quiet=quiet, verbose=verbose))
+        function(**arguments, output=Output(json=json_output, quiet=quiet, verbose=verbose, debug=debug))
 
     own = [item for item in inspect.signature(function).parameters.values() if item.name != "output"]
     extra = [

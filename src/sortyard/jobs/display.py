@@ -23,7 +23,9 @@ class Display:
     Attributes:
         say: Takes one line about what is being done.
         progress: Makes the display of a training phase from the phase's name; None shows nothing.
+        options: Of the command line, by which another process would speak as this one does.
     """
 
     say: Callable[[str], None] = _nothing
     progress: Callable[[str], "Progress | None"] = _no_progress
+    options: tuple[str, ...] = ()

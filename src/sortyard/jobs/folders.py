@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from sortyard.durable import FULL
-from sortyard.errors import InputError
+from sortyard.errors import InputError, LostProcessError
 from sortyard.interop.folder_checks import check_model_folder
 from sortyard.recipe import LoadedRecipe, Recipe, load_recipe, resolved_yaml
 from sortyard.training.run_folder import RunFolder
@@ -22,10 +22,17 @@ DEMO_RECIPE = "demo.yaml"
 
 @dataclass(frozen=True)
 class Job:
-    """What a run's recipe does not say: the verb, and the model that fine-tuning or adapting started from."""
+    """What a run's recipe does not say.
+
+    Attributes:
+        verb: Which one made it.
+        start: The model that fine-tuning or adapting started from.
+        launch: torchrun's id of the launch that made it, if any, which may come by it again.
+    """
 
     verb: Literal["pretrain", "adapt", "finetune"]
     start: str | None = None
+    launch: str | None = None
 
 
 def next_folder(name: str, *, below: Path = RUNS) -> Path:
@@ -84,10 +91,17 @@ def _device_name(wanted: str) -> str:
 def discarded_if_untrained(run: RunFolder) -> Iterator[None]:
     """Removes a new run that fails before its first step: it would only stand in the way of the next try.
 
-    A run that has begun to train and met a full disk stays, as it can be resumed. The caller holds the run's lock.
+    A run that has begun to train and met a full disk stays, as it can be resumed, and so does one that lost a process.
+    The caller holds the run's lock.
     """
     try:
         yield
+    except LostProcessError:
+        raise
+    except SystemExit as stop:
+        if stop.code == 2 and not run.metrics.exists():  # so said the processes that were started for it
+            shutil.rmtree(run.path)
+        raise
     except Exception as error:
         full = _is_full_disk(error)
         if not (run.metrics.exists() or (full and run.events.exists())):
@@ -120,12 +134,12 @@ def open_job(run: RunFolder) -> tuple[Job, Recipe]:
         raise InputError(f"{path}: cannot be read, so this run cannot be continued ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: must hold one JSON object, so this run cannot be continued")
-    verb, start = content.get("verb"), content.get("start")
+    verb, start, launch = content.get("verb"), content.get("start"), content.get("launch")
     if verb not in ("pretrain", "adapt", "finetune"):
         raise InputError(f"{path}: verb is {verb!r}; it must be pretrain, adapt or finetune")
     if not (start is None or isinstance(start, str)):
         raise InputError(f"{path}: start is {start!r}; it must be the name of a folder or model, or null")
-    return Job(verb, start), load_recipe(run.resolved).recipe
+    return Job(verb, start, str(launch) if launch else None), load_recipe(run.resolved).recipe
 
 
 def is_demo(path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from sortyard.errors import InputError
 from sortyard.jobs.display import Display
 from sortyard.jobs.finishing import write_documents
-from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder
+from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder, open_job
 from sortyard.jobs.loading import load_language_model
 from sortyard.jobs.paths import absolute, fingerprint
 from sortyard.jobs.processes import (
     as_first_says,
+    check_layout,
     first_then_others,
     go_on_in_processes,
     is_first,
@@ -56,11 +56,13 @@ def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Displa
 
     recipe = absolute(loaded.recipe)
     section = pretrain_section(recipe)
+    check_layout(recipe)
+    _check_restartable(out)
     meet(recipe, section.loop)
 
     def create() -> RunFolder:
         path = out if out is not None else next_folder(recipe.name)
-        if out is not None and _is_restarted(out):
+        if out is not None and _was_made_by_this_launch(out):
             return RunFolder.open(out)
         check_free(path)
         check_corpus(section.data)
@@ -68,7 +70,7 @@ def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Displa
             path,
             loaded=loaded,
             recipe=recipe,
-            job=Job("pretrain"),
+            job=Job("pretrain", launch=_launch()),
             device=section.loop.device,
             fingerprint=fingerprint([section.data.path]),
         )
@@ -80,16 +82,35 @@ def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Displa
     count = must_start_others(recipe, section.loop)
     if count:
         display.say(f"{run.path}: {count} processes")
-        with discarded_if_untrained(run):
-            go_on_in_processes(run.path, recipe=recipe, count=count)
+        with run_lock(run.path), discarded_if_untrained(run):
+            go_on_in_processes(run.path, recipe=recipe, count=count, display=display)
         return finished_run(run)
-    with run_lock(run.path) if is_first() else nullcontext(), discarded_if_untrained(run):
+    if not is_first():
+        return run_pretraining(run, recipe=recipe, display=display)
+    with run_lock(run.path), discarded_if_untrained(run):
         return run_pretraining(run, recipe=recipe, display=display)
 
 
-def _is_restarted(path: Path) -> bool:
-    """Whether torchrun started this process again, after another was lost, with a run that there is already."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and (path / "job.json").is_file()
+def _launch() -> str | None:
+    """torchrun's id of the launch that this process belongs to; None where there is none that is its own."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return None if name == "none" else name
+
+
+def _was_made_by_this_launch(path: Path) -> bool:
+    """Whether torchrun started this process again, after another was lost, with a run that there is already.
+
+    On several machines it counts its starts on each by itself, so that the count alone does not tell.
+    """
+    if not (path / "job.json").is_file():
+        return False
+    is_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return is_again or (_launch() is not None and open_job(RunFolder.open(path))[0].launch == _launch())
+
+
+def _check_restartable(out: Path | None) -> None:
+    if out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+        raise InputError("torchrun --max-restarts needs a folder that is the same at every start: name one by --out")
 
 
 def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict[str, Any]:
@@ -150,7 +171,7 @@ def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict
 
 def finished_run(run: RunFolder) -> dict[str, Any]:
     """What `run_pretraining` returned in the process that finished a run, from the run's records."""
-    finish = next(record for record in run.read_events() if record.get("event") == "finish")
+    finish = [record for record in run.read_events() if record.get("event") == "finish"][-1]
     last = run.read_metrics("train")[-1]
     return {
         "run": run.path,

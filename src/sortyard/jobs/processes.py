@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from sortyard.errors import InputError
+from sortyard.errors import InputError, LostProcessError
+from sortyard.jobs.display import Display
+from sortyard.jobs.sections import pretrain_section
 from sortyard.recipe import Recipe
 from sortyard.training.options import LoopOptions
 
@@ -12,27 +14,68 @@ Value = TypeVar("Value")
 
 
 def must_start_others(recipe: Recipe, loop: LoopOptions) -> int:
-    """How many processes this one has to start; 0 where it does the work itself, alone or as one of several."""
-    from sortyard.parallel.launch import processes_here
-    from sortyard.parallel.mesh import was_started_as_one_of_many
+    """How many processes this one has to start; 0 where it does the work itself, alone or as one of several.
 
-    if was_started_as_one_of_many():
+    Raises:
+        InputError: there are fewer GPUs than processes.
+    """
+    from sortyard.parallel.launch import processes_here
+    from sortyard.parallel.mesh import num_started
+
+    if num_started():
         return 0
     count = processes_here(recipe.parallel, device=loop.device)
     return count if count > 1 else 0
 
 
-def go_on_in_processes(path: Path, *, recipe: Recipe, count: int) -> None:
-    """Take a run to its end in several processes; this one waits for them.
+def check_layout(recipe: Recipe) -> None:
+    """Refuse a layout of processes that a recipe's pretraining cannot have, before any of them meets another.
 
     Raises:
-        SystemExit: with their status, where they did not get there; they have said why.
+        InputError: naming the option that does not fit.
+    """
+    from sortyard.jobs.plan import pretraining_shapes
+    from sortyard.parallel.mesh import num_started, resolve
+
+    loop = pretrain_section(recipe).loop
+    count = num_started() or must_start_others(recipe, loop) or 1
+    layout = resolve(recipe.parallel, num_processes=count)
+    if count == 1:
+        return
+    from sortyard.data.order import share_of
+    from sortyard.parallel.apply import check_model
+
+    share_of(loop.micro_batch_size, (0, layout.dp_replicate * layout.dp_shard * layout.ep))
+    check_model(
+        pretraining_shapes(recipe),
+        layout,
+        num_micro_batches=loop.accumulation_steps,
+        checkpointing=loop.activation_checkpointing,
+    )
+
+
+def go_on_in_processes(path: Path, *, recipe: Recipe, count: int, display: Display) -> None:
+    """Take a run, which the caller has locked, to its end in several processes; this one waits for them.
+
+    Raises:
+        LostProcessError: one of them was lost, more often than the run may start again.
+        SystemExit: with their status, where they did not get there for another reason; they have said why.
     """
     from sortyard.parallel.launch import start_processes
+    from sortyard.training.run_lock import shared_lock
 
-    status = start_processes(["resume", str(path)], count=count, max_restarts=recipe.parallel.max_restarts)
-    if status:
-        raise SystemExit(status)
+    environment, descriptors = shared_lock(path)
+    ending = start_processes(
+        ["resume", str(path), *display.options],
+        count=count,
+        max_restarts=recipe.parallel.max_restarts,
+        environment=environment,
+        descriptors=descriptors,
+    )
+    if ending.status == 1:
+        raise LostProcessError(f"{ending.reason}; continue with `sortyard resume {path}`")
+    if ending.status:
+        raise SystemExit(ending.status)
 
 
 def meet(recipe: Recipe, loop: LoopOptions) -> None:

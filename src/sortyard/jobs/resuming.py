@@ -11,6 +11,7 @@ from sortyard.jobs.display import Display
 from sortyard.jobs.folders import Job, is_demo, open_job
 from sortyard.jobs.pretraining import finished_run, run_pretraining
 from sortyard.jobs.processes import (
+    check_layout,
     first_then_others,
     go_on_in_processes,
     is_first,
@@ -54,6 +55,7 @@ def resume_run(
     if overrides:
         recipe = load_recipe(run.resolved, overrides=overrides).recipe
     if job.verb == "pretrain":
+        check_layout(recipe)
         meet(recipe, pretrain_section(recipe).loop)
     else:
         refuse_many(job.verb)
@@ -63,7 +65,7 @@ def resume_run(
         count = must_start_others(recipe, pretrain_section(recipe).loop) if job.verb == "pretrain" else 0
         if not count:
             return _go_on(run, job=job, recipe=recipe, display=display)
-    go_on_in_processes(run.path, recipe=recipe, count=count)
+        go_on_in_processes(run.path, recipe=recipe, count=count, display=display)
     return finished_run(run)
 
 

@@ -1,5 +1,6 @@
 """Data parallelism: processes share parameters, gradients and optimizer states (FSDP2), or hold them whole."""
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,8 @@ def shard_stage(stage: Stage, layout: Layout) -> None:
         return
     dense = _mesh(layout.dense, "fsdp", layout)
     experts = _mesh(layout.experts, "dp_shard" if layout.options.ep > 1 else "fsdp", layout)
+    # Torch would rather wrap nothing that returns views, since writing into one loses its hook; nothing here writes.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     keep = layout.options.pp > 1  # a pipeline comes by the same parameters again for every micro-batch
     model: Any = stage.model
     for block in model.base_model.encoder.layers:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -118,9 +119,14 @@ def is_first() -> bool:
     return not is_one_of_many() or dist.get_rank() == 0
 
 
+def num_started() -> int:
+    """How many processes torchrun, or sortyard itself, started for this run; 0 where a person started this one."""
+    return int(os.environ.get("WORLD_SIZE", "0")) if "RANK" in os.environ else 0
+
+
 def was_started_as_one_of_many() -> bool:
     """Whether torchrun, or sortyard itself, started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return num_started() > 1
 
 
 @contextmanager
@@ -153,10 +159,42 @@ def join_processes(*, device: torch.device, timeout_seconds: float) -> None:
     Args:
         device: where this process will compute.
         timeout_seconds: how long an exchange may take before the run ends.
+
+    Raises:
+        InputError: there are fewer GPUs here than processes, or a restart would fail.
     """
     if dist.is_initialized():
         return
+    place = int(os.environ.get("LOCAL_RANK", "0"))
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if place >= torch.cuda.device_count():
+            raise InputError(
+                f"this machine has {torch.cuda.device_count()} GPU(s) and at least {place + 1} processes: start as "
+                "many as there are GPUs, or set loop.device to cpu"
+            )
+        torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    timeout = timedelta(seconds=timeout_seconds)
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = _fresh_store(world, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+
+
+def _fresh_store(world: int, *, timeout: timedelta) -> Any:
+    """Where the processes meet: torchrun's own store, but not what a start before left there (pytorch issue 135712).
+
+    The number of the start tells them apart, which torchrun counts by the machine, so that on several it may differ.
+    """
+    can_restart = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    if can_restart and int(os.environ.get("LOCAL_WORLD_SIZE", "0")) != world:
+        raise InputError(
+            "torchrun --max-restarts on several machines needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's "
+            "environment on each of them, or processes that start again meet those before them"
+        )
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, world_size=world, is_master=False, timeout=timeout)  # type: ignore[attr-defined]
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"start-{start}", store)  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-from sortyard.errors import InputError, first_line
+from sortyard.errors import LostProcessError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,10 +122,38 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # of any kind of lost or silent connection
-        raise InputError(
-            f"another process of this run is gone or does not answer ({first_line(error).partition('. ')[0]}): end the "
-            "others, then continue with `sortyard resume`"
-        ) from error
+        raise _lost(error) from error
+
+
+@contextmanager
+def told_of_losses() -> Iterator[None]:
+    """Turn the error of training's exchanges, where another process is gone, into one that says so.
+
+    Raises:
+        LostProcessError: another process is gone or does not answer.
+    """
+    import torch.distributed as dist
+
+    try:
+        yield
+    except LostProcessError:
+        raise
+    except dist.DistError as error:
+        raise _lost(error) from error
+    except RuntimeError as error:
+        if not any(word in str(error) for word in _OF_CONNECTIONS):
+            raise
+        raise _lost(error) from error
+
+
+_OF_CONNECTIONS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")  # gloo has no own type
+
+
+def _lost(error: RuntimeError) -> LostProcessError:
+    return LostProcessError(
+        f"another process of this run is gone or does not answer ({first_line(error).partition('. ')[0]}): end the "
+        "others, then continue with `sortyard resume`"
+    )
 
 
 def _encoded(value: Any) -> "Tensor":

@@ -1,12 +1,16 @@
 """Who of several processes hangs: each leaves a sign of life, and the others read it when nothing moves any more."""
 
 import os
+import socket
 import sys
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+FARE_WELL = "gave-up"
+WIDTH = 120  # of what a process does, in its file: always written whole, so that nobody reads half of it
 
 
 class NoWatch:
@@ -20,7 +24,7 @@ class NoWatch:
     ) -> None:
         """Do nothing."""
 
-    def beat(self, what: str, *, limited: bool = True) -> None:
+    def beat(self, what: str, *, limited: bool = True, alone: bool = False) -> None:
         """Do nothing."""
 
 
@@ -28,7 +32,8 @@ class Watch(NoWatch):
     """While entered, ends this process when it has done one thing for too long, and names the one it waits for.
 
     A file of each process holds what it is doing; a thread touches it, so that a process that was stopped or is gone
-    shows by the file's age. It works whatever the collective that hangs, and whether it would raise or not.
+    shows by the file's age. It works whatever the collective that hangs, and whether it would raise or not. What may
+    take long, like saving, has no limit, but for a neighbour that gives no sign of life: each looks at the next one.
 
     Args:
         folder: seen by all processes.
@@ -41,12 +46,15 @@ class Watch(NoWatch):
         self._folder = folder
         self._rank, self._size = rank, size
         self._timeout = timeout_seconds
-        self._what, self._since, self._limited = "starting", time.monotonic(), False
+        self._what, self._since, self._limited, self._alone = "starting", time.monotonic(), False, False
+        self._file = -1
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / FARE_WELL).unlink(missing_ok=True)
+        self._file = os.open(self._path(self._rank), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self.beat("starting", limited=False)
         self._thread.start()
         return self
@@ -56,56 +64,74 @@ class Watch(NoWatch):
     ) -> None:
         self._over.set()
         self._thread.join()
-        self._file(self._rank).unlink(missing_ok=True)
+        os.close(self._file)
+        self._path(self._rank).unlink(missing_ok=True)
 
-    def beat(self, what: str, *, limited: bool = True) -> None:
+    def beat(self, what: str, *, limited: bool = True, alone: bool = False) -> None:
         """Say what this process is about to do.
 
         Args:
             what: in the words of a message, such as "computing step 12".
             limited: whether it may take no longer than the time-out.
+            alone: whether it waits for no other process.
         """
-        self._what, self._since, self._limited = what, time.monotonic(), limited
-        self._file(self._rank).write_text(what, encoding="utf-8")
+        self._what, self._since, self._limited, self._alone = what, time.monotonic(), limited, alone
+        text = f"{what[:WIDTH].ljust(WIDTH)}\n{os.getpid()} on {socket.gethostname()}\n"
+        os.pwrite(self._file, text.encode(), 0)
 
     def suspects(self) -> list[str]:
         """The processes that have not been heard of, or else those that do something else than this one."""
-        own_age = self._file(self._rank).stat().st_mtime
         silent, elsewhere = [], []
         for rank in range(self._size):
             if rank == self._rank:
                 continue
             try:
-                what = self._file(rank).read_text(encoding="utf-8")
-                age = own_age - self._file(rank).stat().st_mtime
+                what, _, who = self._path(rank).read_text(encoding="utf-8").partition("\n")
             except OSError:
                 silent.append(f"process {rank} is gone")
                 continue
+            name, what, age = f"process {rank} (number {who.strip()})", what.strip(), self._age(rank)
             if age > max(2.0, self._timeout / 2):
-                silent.append(f"process {rank} has not been heard of for {age:.0f} s (it was {what})")
+                silent.append(f"{name} has not been heard of for {age:.0f} s (it was {what})")
             elif what != self._what:
-                elsewhere.append(f"process {rank} is still {what}")
+                elsewhere.append(f"{name} is still {what}")
         return silent or elsewhere
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._timeout / 10)):
-            self._file(self._rank).touch()
+            os.utime(self._file)
             waited = time.monotonic() - self._since
-            if self._limited and waited > self._timeout:
+            is_late = self._limited and waited > self._timeout
+            if is_late or self._age((self._rank + 1) % self._size) > self._timeout:
                 self._give_up(waited)
 
+    def _age(self, rank: int) -> float:
+        """Seconds since another process's sign of life, by the clock of this one's; 0 where it has left."""
+        try:
+            return os.stat(self._file).st_mtime - self._path(rank).stat().st_mtime
+        except OSError:
+            return 0.0
+
     def _give_up(self, waited: float) -> None:
-        reasons = self.suspects()
-        time.sleep(0.2 * self._rank)  # the first one left speaks for all: it ends, and torchrun ends the others
-        print(
-            f"error: process {self._rank} of {self._size} has been {self._what} for {waited:.0f} s "
-            f"(parallel.timeout_seconds is {self._timeout:g}): "
-            f"{', '.join(reasons) or 'all others are there, too: the exchange itself hangs'}. "
-            "Continue with `sortyard resume`",
-            file=sys.stderr,
-            flush=True,
-        )
+        reasons = ", ".join(self.suspects()) or "all others are there, too: the exchange itself hangs"
+        if self._alone:
+            reasons = "it waits for no other process there"
+        if self._is_first_to_give_up():
+            print(
+                f"error: process {self._rank} of {self._size} has been {self._what} for {waited:.0f} s "
+                f"(parallel.timeout_seconds is {self._timeout:g}): {reasons}. Continue with `sortyard resume`",
+                file=sys.stderr,
+                flush=True,
+            )
         os._exit(1)  # the main thread may hang in a call that nothing interrupts
 
-    def _file(self, rank: int) -> Path:
+    def _is_first_to_give_up(self) -> bool:
+        """Whether this process speaks for all; it ends, and whoever started it ends the others."""
+        try:
+            os.close(os.open(self._folder / FARE_WELL, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+    def _path(self, rank: int) -> Path:
         return self._folder / f"process-{rank}"

@@ -157,7 +157,7 @@ def _run(
     with StopSignals() as signals, session.store, session.watch as watch:
         while not state.finished:
             started = time.perf_counter()
-            watch.beat(f"reading the rows of step {state.step + 1}")
+            watch.beat(f"reading the rows of step {state.step + 1}", alone=True)
             rows = source.step(state.step, share=session.share)
             watch.beat(f"computing step {state.step + 1}")
             result = stepper.take(rows, step=state.step)
@@ -182,6 +182,7 @@ def _run(
                 signals.leave(stop)
         session.finish(run, keep_best=loop.keep_best)
         if stop:
+            session.store.peers.barrier()  # who starts processes ends the others when one leaves like this
             signals.leave(stop)
 
 

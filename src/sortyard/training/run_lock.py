@@ -14,7 +14,8 @@ except ImportError:  # Windows has no such locks: there the person has to take c
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-_held: set[Path] = set()  # by this process, whose own second lock on a file would be refused too
+INHERITED = "SORTYARD_LOCKED_RUN"  # set for processes that were given the lock of the one that started them
+_held: dict[Path, int] = {}  # by this process, whose own second lock on a file would be refused too
 
 
 @contextmanager
@@ -22,7 +23,8 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Keep other processes from training in a folder; entered again by the same process, it changes nothing.
 
     The operating system holds the lock and frees it when the process ends, however it ends, so none is ever stale. The
-    file that carries it stays, as another process may be about to lock the same one.
+    file that carries it stays, as another process may be about to lock the same one. A process may share its lock with
+    those that it starts (`shared_lock`), which have it until the last of them ends.
 
     Args:
         folder: an existing folder.
@@ -31,17 +33,23 @@ def run_lock(folder: Path) -> Iterator[None]:
         InputError: another process has it.
     """
     path = folder.resolve()
-    if path in _held or fcntl is None:
+    if path in _held or fcntl is None or os.environ.get(INHERITED) == str(path):
         yield
         return
     descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _acquire(descriptor, folder)
-        _held.add(path)
+        _held[path] = descriptor
         yield
     finally:
-        _held.discard(path)
+        _held.pop(path, None)
         os.close(descriptor)
+
+
+def shared_lock(folder: Path) -> tuple[dict[str, str], list[int]]:
+    """What processes need to be in a folder that this one has locked: environment variables, and files to inherit."""
+    path = folder.resolve()
+    return {INHERITED: str(path)}, [_held[path]] if path in _held else []
 
 
 def _acquire(descriptor: int, folder: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sortyard.errors import InputError
 from sortyard.parallel.apply import Held, SplitModel, local
-from sortyard.parallel.peers import Group
+from sortyard.parallel.peers import Group, told_of_losses
 from sortyard.training.checkpoint import Checkpoint, Kind
 from sortyard.training.pieces import Piece
 from sortyard.training.session import Session
@@ -38,7 +38,8 @@ class SplitSession(Session):
     def agree(self, *, seconds: float, signal: int) -> tuple[float, int]:
         """The longest time and the highest signal of all processes."""
         values = torch.tensor([seconds, float(signal)], dtype=torch.float64)
-        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.talk.group)
+        with told_of_losses():
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.talk.group)
         return float(values[0]), int(values[1])
 
     def measure(self, evaluate: Callable[[Any], dict[str, float]]) -> dict[str, float]:
@@ -54,6 +55,10 @@ class SplitSession(Session):
 
     def gather_whole(self) -> None:
         """Bring the weights as they are into the first process's whole model."""
+        with told_of_losses():
+            self._gather_whole()
+
+    def _gather_whole(self) -> None:
         pieces = list(self._weights())
         labels = [[p.name, list(p.offset), list(p.tensor.shape), str(p.tensor.dtype)] for p in pieces]
         everyones = self.talk.gather(labels)

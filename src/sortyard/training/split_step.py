@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sortyard.parallel.apply import SplitModel, local
+from sortyard.parallel.peers import told_of_losses
 from sortyard.parallel.stage import Shares, StageReport
 from sortyard.training.precision import Precision
 from sortyard.training.step import Outcome, StepResult, dropout_seed
@@ -44,7 +45,14 @@ class SplitStepper:
         Args:
             micro_batches: this process's rows of each micro-batch, on the CPU.
             step: number of the step, from 0.
+
+        Raises:
+            LostProcessError: another process is gone.
         """
+        with told_of_losses():
+            return self._take(micro_batches, step=step)
+
+    def _take(self, micro_batches: Sequence[Mapping[str, Tensor]], *, step: int) -> StepResult:
         lr = self.lr(step)
         counts = self._counts(micro_batches)
         num_targets, num_tokens = int(counts[0].sum()), int(counts[1].sum())

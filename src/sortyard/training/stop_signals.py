@@ -2,20 +2,25 @@
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REPEAT_SECONDS = 2.0  # torchrun passes on the signal that a scheduler may have sent to its processes, too
 
 
 class StopSignals:
-    """While entered, a first signal is only noted, and a second one acts at once, as if nothing had been installed.
+    """While entered, a first signal is only noted, and a later one acts at once, as if nothing had been installed.
+
+    The same request may come twice within moments, by two ways, so what comes so soon is no second one.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None  # the first one
+        self._received_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -39,8 +44,12 @@ class StopSignals:
         raise SystemExit(128 + signal.SIGTERM)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number), now
+        elif now - self._received_at > REPEAT_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -1,0 +1,111 @@
+"""Runs of several processes on one machine, started as `sortyard` does it, and what happens to them."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sortyard.training.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 300
+TIMES = ("tokens_per_second", "memory_bytes", "seconds")
+
+RECIPE = """
+extends: small
+tokenizer: {vocab_size: 300}
+model:
+  hidden_size: 16
+  num_hidden_layers: 2
+  num_attention_heads: 2
+  intermediate_size: 32
+  max_position_embeddings: 32
+  bucket_size: 8
+  query_chunk: 16
+  near_buckets: 1
+  local_window: 4
+  dense_up_to: 32
+  num_experts: 4
+  num_expert_groups: 2
+  num_groups_per_tok: 1
+  moe_intermediate_size: 16
+pretrain:
+  data: {path: text.txt, hub_config: null, sequence_length: 32, validation_fraction: 0}
+  loop: {steps: 16, micro_batch_size: 8, accumulation_steps: 2, log_every: 1, eval_every: 0, checkpoint_every: 2,
+    async_checkpoints: true, num_threads: 1, device: cpu, tensorboard: false}
+"""
+
+
+def write_inputs(folder: Path) -> None:
+    (folder / "tiny.yaml").write_text(RECIPE)
+    words = "the cat dog sat on a mat and then ran away from big small red house tree bird song night day".split()  # noqa: SIM905
+    texts = [" ".join(words[(7 * text + 3 * at + at * at) % len(words)] for at in range(60)) for text in range(60)]
+    (folder / "text.txt").write_text("\n\n\n".join(texts))
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sortyard", *words],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
+    """Exit status, the last line of stdout as JSON, stderr."""
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    (line,) = out.splitlines()  # JSON, and nothing else
+    return process.returncode, json.loads(line), err
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing happens"
+        time.sleep(0.002)
+
+
+def steps_done(run: Path) -> int:
+    """The newest step in the records."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return max((int(found[1]) for line in lines if (found := re.search(r'"step": (\d+)', line))), default=0)
+
+
+def is_saving(run: Path) -> bool:
+    return any((run / "checkpoints").glob(".aside-step-*"))
+
+
+def number_of(run: Path, rank: int) -> int:
+    """The operating system's number of a process of a run, by its sign of life."""
+    return int((run / "processes" / f"process-{rank}").read_text().split("\n")[1].split()[0])
+
+
+def send(run: Path, rank: int, number: signal.Signals) -> None:
+    os.kill(number_of(run, rank), number)
+
+
+def digest(run: Path) -> str:
+    return hashlib.sha256((run / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what depends on the clock."""
+    lines = RunFolder(run).read_metrics("train")
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [event for event in RunFolder(run).read_events() if event["event"] == kind]
