@@ -98,7 +98,7 @@ class SplitModel:
             for number in range(len(batches)):
                 set_reduction(self.stages[0], is_last=number == len(batches) - 1, layout=self.layout)
                 self.stages[0](micro=torch.tensor(number)).backward()
-        self._add_up_gradients()
+        self.add_up_gradients()
 
     def held(self, *, buffers: bool = True) -> Iterator[Held]:
         """What this process holds, stage by stage; tied tensors once for each stage."""
@@ -159,7 +159,8 @@ class SplitModel:
             )
         return self._pipelines[key]
 
-    def _add_up_gradients(self) -> None:
+    def add_up_gradients(self) -> None:
+        """Complete the gradients that other processes have parts of, after all backward passes."""
         tied = []
         for held in self.held(buffers=False):
             if held.tensor.grad is None:
