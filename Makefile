@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 KILLS ?= 20
 
-.PHONY: help setup demo test test-slow test-kill test-transformers check lint format types imports clean
+.PHONY: help setup demo test test-slow test-kill test-parallel test-transformers check lint format types imports clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -23,6 +23,9 @@ test-slow: setup  ## the slow tests
 
 test-kill: setup  ## kill a training run KILLS times at random moments; its weights must not differ by a bit
 	SORTYARD_KILLS=$(KILLS) $(BIN)/python -m pytest -s -m slow tests/faults/test_kill.py
+
+test-parallel: setup  ## all layouts of up to 8 processes, and 8 x 4 and 8 x 4 x 2, beside one process (hours on 2 cores)
+	$(BIN)/python benchmarks/layouts.py
 
 test-transformers: setup  ## transformers' own model tests on our models; fetches its source distribution (4 minutes)
 	$(BIN)/python tests/transformers_suite/run.py -- -n 2

@@ -10,7 +10,7 @@ from sortyard.cli import main as entry
 
 VERBS = (
     *("demo", "doctor", "recipes", "new", "config", "data", "pretrain", "finetune", "resume", "eval", "predict"),
-    *("export", "push", "report", "bench", "upcycle", "adapt", "study"),
+    *("export", "push", "report", "bench", "upcycle", "adapt", "study", "plan"),
 )
 
 CPU_OF_HELP = """

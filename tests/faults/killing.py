@@ -42,15 +42,15 @@ class Tally:
     finished_runs: int = 0
     of_one_process_only: int = 0
     checkpoints_lost: int = 0
+    checkpoints_damaged: int = 0
     steps_lost: int = 0
     steps_repeated: int = 0
     records_differing: int = 0
     weights_differing: int = 0
-    warnings: int = 0
 
     def harm(self) -> dict[str, int]:
-        names = ("checkpoints_lost", "steps_lost", "steps_repeated", "records_differing", "weights_differing")
-        return {name: getattr(self, name) for name in (*names, "warnings")}
+        names = ("checkpoints_lost", "checkpoints_damaged", "steps_lost", "steps_repeated")
+        return {name: getattr(self, name) for name in (*names, "records_differing", "weights_differing")}
 
 
 def _train_alone(path: str, asynchronous: bool) -> None:
@@ -122,7 +122,8 @@ class Killer:
         """Start or resume, kill at a random moment, and see from where the run had gone on.
 
         The moment is counted in checkpoints rather than in seconds, so that a busy machine does not move it past the
-        end. Of several processes sometimes one alone is killed; then the others have to notice and end by themselves.
+        end. Of several processes sometimes one alone is killed; then the others have to notice and end by themselves,
+        if they have found each other: before that, torch waits for minutes.
         """
         newest, num_begun = max(completed_steps(path), default=0), len(begun_at(path))
         processes = self._start(path)
@@ -132,7 +133,8 @@ class Killer:
         if 2 * self.tally.during_a_save <= self.tally.kills:
             _wait_until(lambda: is_saving(path), processes)
             time.sleep(self.draw.choice([0, 0, self.draw.uniform(0, 0.01)]))
-        only_one = self.case.processes > 1 and self.draw.random() < 0.3
+        begun = len(begun_at(path)) > num_begun
+        only_one = self.case.processes > 1 and begun and self.draw.random() < 0.3
         for process in [self.draw.choice(processes)] if only_one else processes:
             process.kill()
         was_saving = is_saving(path)
@@ -165,7 +167,8 @@ class Killer:
         self.tally.steps_repeated += len(steps) - len(set(steps))
         self.tally.records_differing += without_times(run) != without_times(other)
         self.tally.weights_differing += digest(path) != digest(whole)
-        self.tally.warnings += sum(event["event"] == "warning" for event in run.read_events())
+        warnings = [event["message"] for event in run.read_events() if event["event"] == "warning"]
+        self.tally.checkpoints_damaged += sum("is not used" in message for message in warnings)
 
 
 def is_saving(path: Path) -> bool:

@@ -44,6 +44,7 @@ SMALL: dict[str, Any] = {
     "query_chunk": 8, "local_window": 2, "initializer_range": 0.2, "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0, "bias_update_rate": 1e-3, "balance_coef": 0.05,
 }  # fmt: skip
+NUMBERS = ("losses", "balances", "norms", "skipped")  # of every step
 MODELS: dict[str, dict[str, Any]] = {
     "tree": {},
     "mixed": {  # dense and sliding layers, a shared expert, biases, post-norm, learned positions, narrow embeddings
@@ -52,6 +53,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "norm_position": "post", "position_embedding_type": "learned", "embedding_size": 16, "vocab_size": 93,
     },
     "deep": {"num_hidden_layers": 8, "expert_layers": [False, True] * 4},
+    "deeper": {"num_hidden_layers": 16, "expert_layers": [False, True] * 8},
     "causal": {"causal": True, "context": "running_mean", "selection": "rounds"},
     "biased": {"use_bias": True},
 }  # fmt: skip
@@ -90,11 +92,13 @@ class Course:
     losses: list[float] = field(default_factory=list)
     balances: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    skipped: list[float] = field(default_factory=list)
     loads: list[Tensor] = field(default_factory=list)
     measured: dict[str, float] = field(default_factory=dict)
 
     def add(self, result: StepResult) -> None:
-        assert result.outcome == "updated", result
+        assert result.outcome in ("updated", "overflow"), result
+        self.skipped.append(float(result.outcome == "overflow"))
         self.losses.append(result.task_loss)
         self.balances.append(result.balance_loss)
         self.norms.append(result.grad_norm)
@@ -104,9 +108,7 @@ class Course:
             self.loads.append(result.expert_loads.double())
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {
-            name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("losses", "balances", "norms")
-        }
+        found = {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in NUMBERS}
         return found | {"loads": torch.stack(self.loads)}
 
 
@@ -115,6 +117,14 @@ def make_model(case: Case) -> Any:
     torch.manual_seed(7)
     kind = "causal_lm" if fields.get("causal") else "masked_lm"
     return HEADS[kind](SortyardConfig(**fields)).to(getattr(torch, case.dtype)).train()
+
+
+def make_precision(case: Case) -> Precision:
+    """With a loss scale from which float16 gradients overflow in the first steps."""
+    made = Precision(case.precision, device=torch.device("cpu"))  # type: ignore[arg-type]
+    if case.precision == "fp16":
+        made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+    return made
 
 
 def objective(case: Case) -> Any:
@@ -159,7 +169,7 @@ def run_reference(case: Case, folder: Path) -> None:
 
     optimizer.register_step_pre_hook(note)
     stepper = Stepper(
-        model, objective=aim, optimizer=optimizer, precision=Precision(case.precision, device=torch.device("cpu")),
+        model, objective=aim, optimizer=optimizer, precision=make_precision(case),
         max_grad_norm=1.0, lr=lambda step: 1e-3, seed=3,
     )  # fmt: skip
     for step in range(case.steps):
@@ -182,7 +192,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     reference = load_file(folder / case.reference)
     with put_back(case.break_it):
         layout = Layout.make(ParallelOptions(**case.layout), device=torch.device("cpu"))
-        aim, precision = objective(case), Precision(case.precision, device=torch.device("cpu"))
+        aim, precision = objective(case), make_precision(case)
         split = parallelize(
             make_model(case), layout=layout, count_targets=aim.count_targets, autocast=precision.autocast,
             checkpoint_activations=partial(checkpoint_activations, mode=case.checkpointing),
@@ -193,7 +203,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
 
         def note(*_: Any) -> None:
             when = "first" if not course.losses else "last"
-            if when == "first" or len(course.losses) == case.steps - 1:
+            if case.dtype == "float64" and (when == "first" or len(course.losses) == case.steps - 1):
                 worst[when] = _furthest(split, reference, when)
 
         optimizer.register_step_pre_hook(note)
@@ -206,10 +216,9 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
             batches = [micro_batch(step, m, share=share, causal=_causal(case)) for m in range(case.accumulation)]
             course.add(stepper.take(batches, step=step))
     own = course.tensors()
-    found = {
-        name: float((own[name] - reference[name]).abs().max()) for name in ("losses", "balances", "norms", "loads")
-    }
-    found |= {"first": worst["first"], "last": worst["last"], "values": _furthest(split, reference, "value")}
+    found = {name: float((own[name] - reference[name]).abs().max()) for name in (*NUMBERS, "loads")}
+    found |= worst | {"values": _furthest(split, reference, "value") if case.dtype == "float64" else 0.0}
+    found["num_skipped"] = float(own["skipped"].sum())
     found |= course.measured | {"copies": float(own["loads"][0].sum())}
     return found | {"seconds": time.perf_counter() - started, "covered": _covered(split)}
 

@@ -50,9 +50,12 @@ def test_a_run_leaves_its_records(run):
 
 
 @pytest.mark.parametrize("checkpoint_every", [2, 3], ids=["inside a log window", "at its border"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, run, checkpoint_every, precision):
-    options = {"checkpoint_every": checkpoint_every, "eval_every": 4, "precision": precision}
+@pytest.mark.parametrize(
+    ("precision", "behind"), [("fp32", False), ("fp32", True), ("bf16", False), ("fp16", True)], ids=str
+)
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, run, checkpoint_every, precision, behind):
+    options = {"eval_every": 4, "precision": precision, "async_checkpoints": behind}
+    options["checkpoint_every"] = checkpoint_every
     whole = new_run(tmp_path / "whole")
     train_tiny(whole, **options, evaluate=lambda model: {"bias": float(model.selection_bias.sum())})
     for fail_at in (1, 5, 7):
@@ -172,7 +175,8 @@ def test_max_seconds_ends_the_run_as_finished(run):
 @pytest.mark.parametrize(
     ("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)], ids=["SIGTERM", "Ctrl-C"]
 )
-def test_signals_save_and_leave(tmp_path, run, number, error):
+@pytest.mark.parametrize("behind", [False, True], ids=["before going on", "behind"])
+def test_signals_save_and_leave(tmp_path, run, number, error, behind):
     class Interrupted(TinySource):
         def step(self, step, share=(0, 1)):
             if step == 4:
@@ -181,7 +185,9 @@ def test_signals_save_and_leave(tmp_path, run, number, error):
 
     before = signal.getsignal(number)
     with pytest.raises(error) as caught:
-        train_tiny(run, source=Interrupted())
+        train_tiny(run, source=Interrupted(), checkpoint_every=2, async_checkpoints=behind)
+    assert (run.checkpoints / "latest").read_text() == "step-00000005\n"
+    assert [event["step"] for event in events(run, "checkpoint")] == [2, 4, 5]
     assert signal.getsignal(number) is before
     if error is SystemExit:
         assert caught.value.code == 143
@@ -230,6 +236,19 @@ def test_full_disk_under_the_records_is_said_and_survived(tmp_path, run, monkeyp
     whole = new_run(tmp_path / "whole")
     train_tiny(whole)
     assert without_times(run.read_metrics()) == without_times(whole.read_metrics())
+
+
+def test_a_save_behind_the_training_that_fails_ends_the_run_with_its_message(run, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sortyard.training.pieces.save_file", full)
+    with pytest.raises(InputError, match="step-00000002: the checkpoint cannot be written: the disk is full"):
+        train_tiny(run, checkpoint_every=2, async_checkpoints=True)
+    (error,) = events(run, "error")
+    assert (error["step"], "the disk is full" in error["message"]) == (4, True)
+    monkeypatch.undo()
+    assert train_tiny(run, checkpoint_every=2, async_checkpoints=True).steps == 8
 
 
 def test_tensorboard_files_are_written(run):

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sortyard.cli.bench_encoder import encoder
+from sortyard.cli.bench_training import training
 from sortyard.cli.bench_values import (
     DIRECTIONS,
     DTYPES,
@@ -154,6 +155,7 @@ def experts(
 
 
 app.command("encoder")(encoder)
+app.command("training")(training)
 
 
 @app.command("dynamic-buckets")

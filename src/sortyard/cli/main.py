@@ -24,6 +24,7 @@ from sortyard.cli import (
     export,
     finetune,
     new,
+    plan,
     predict,
     pretrain,
     push,
@@ -62,6 +63,7 @@ app.command("finetune", rich_help_panel=TRAIN)(finetune.finetune)
 app.command("upcycle", rich_help_panel=TRAIN)(upcycle.upcycle)
 app.command("adapt", rich_help_panel=TRAIN)(adapt.adapt)
 app.command("resume", rich_help_panel=TRAIN)(resume.resume)
+app.command("plan", rich_help_panel=TRAIN)(plan.plan)
 app.command("eval", rich_help_panel=USE)(evaluate.evaluate)
 app.command("predict", rich_help_panel=USE)(predict.predict)
 app.command("export", rich_help_panel=USE)(export.export)

@@ -6,6 +6,7 @@ as the process' own memory.
 
 import os
 import sys
+import weakref
 import zlib
 from array import array
 from functools import lru_cache
@@ -114,13 +115,11 @@ class BlockReader:
 
 
 class _Opened:
-    """A file's descriptor, closed with the last reference."""
+    """A file's descriptor, closed with the last reference, and also at exit, when `__del__` could no longer do it."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-
-    def __del__(self) -> None:
-        os.close(self.descriptor)
+        weakref.finalize(self, os.close, descriptor)
 
 
 def _open(path: str) -> _Opened:

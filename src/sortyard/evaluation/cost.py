@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from sortyard.evaluation.activations import FLOAT_BYTES, HALF_BYTES, checkpoint_bytes, head_bytes, layer_bytes
 from sortyard.model.experts.layer import ExpertLayer
 from sortyard.ops.bucket_attention import BucketSpec, expected_sparsity
 from sortyard.parallel.options import ActivationCheckpointing
 
-FLOAT_BYTES = 4
 FLOPS_PER_MAC = 2
 
 
@@ -67,7 +67,7 @@ def parameter_counts(model: Any) -> ParameterCounts:
     """Count a model's parameters, of whatever architecture; only sortyard's expert layers have inactive ones."""
     total = sum(parameter.numel() for parameter in model.parameters())
     chosen = getattr(model.config, "num_experts_per_tok", 0)
-    idle = sum(_expert_size(layer) * (layer.num_experts - chosen) for layer in _expert_layers(model))
+    idle = sum(_expert_size(layer) * (layer.num_experts - chosen) for layer in expert_layers(model))
     tables = {id(table.weight): table.weight for table in model.modules() if isinstance(table, nn.Embedding)}
     return ParameterCounts(
         total=total, active=total - idle, embedding=sum(weight.numel() for weight in tables.values())
@@ -91,7 +91,7 @@ def forward_flops_per_token(model: Any, *, length: int, attention: Literal["own"
     """
     config, encoder = model.config, getattr(model, "model", model).encoder
     linear = sum(module.weight.numel() for module in encoder.modules() if isinstance(module, nn.Linear))
-    experts = sum(_expert_size(layer) * config.num_experts_per_tok for layer in _expert_layers(encoder))
+    experts = sum(_expert_size(layer) * config.num_experts_per_tok for layer in expert_layers(encoder))
     kinds = ["dense" if attention == "dense" else config.attention_of(i) for i in range(config.num_hidden_layers)]
     mixing = sum(_attention_flops(config, kind=kind, length=length) for kind in kinds)
     return float(FLOPS_PER_MAC * (linear + experts) + mixing)
@@ -118,19 +118,15 @@ def training_memory(
 ) -> MemoryEstimate:
     """Estimate the peak memory of training with AdamW.
 
-    With P parameters, N = micro_batch_size x length tokens, D hidden size, F inner width a token passes through,
-    S keys a query reads, H heads, L layers and b bytes of an activation (4 in fp32, else 2):
+    With P parameters, N = micro_batch_size x length tokens and D hidden size:
 
         weights      4 P (+ 2 P for the 16-bit copies of autocast)
         gradients    4 P
         optimizer    8 P (two moments)
-        activations  b N L (10 D + a F) + 4 N L H S + 12 N target_share V
+        activations  N (8 D + what `activations.layer_bytes` says of each layer) + targets x `activations.head_bytes`
 
-    10 D are the layer's inputs, norms, queries, keys, values and outputs; a is 4 for gated layers (gate, up, their
-    product and the activation) and 2 for plain ones. Attention weights are taken as kept in float32, which fused
-    kernels avoid. Logits, their softmax and its gradient make 12 bytes a target and vocabulary entry. Of checkpointed
-    layers one's activations are alive at a time, and each keeps its input of b N D, or in selective mode the results of
-    its products, b N (7 D + a F / 2).
+    Of checkpointed layers one's activations are alive at a time, and each keeps its input of 4 D, or in selective mode
+    the results of its products, too: b (6 D + F), 2 F where gated.
 
     Args:
         model: a sortyard model with a head, real or meta.
@@ -147,25 +143,25 @@ def training_memory(
     config, size, tokens = model.config, parameter_counts(model).total, micro_batch_size * length
     half = precision != "fp32"
     numbers = range(config.num_hidden_layers)
-    layers = [_layer_bytes(config, layer=i, length=length, half=half) for i in numbers]
-    if activation_checkpointing == "none":
-        per_token = sum(layers)
-    else:
-        is_full = activation_checkpointing == "full"
-        again = numbers[::activation_checkpointing_every]
-        kept = [_kept_bytes(config, layer=i, half=half, is_full=is_full) for i in again]
-        others = [layers[i] for i in numbers if i not in again]
-        per_token = sum(others) + sum(kept) + max(layers[i] - own for i, own in zip(again, kept, strict=True))
-    logits = 3 * FLOAT_BYTES * target_share * config.vocab_size
+    layers = [
+        layer_bytes(config, layer=i, keys=keys_per_query(config, layer=i, length=length), half=half) for i in numbers
+    ]
+    again = [] if activation_checkpointing == "none" else numbers[::activation_checkpointing_every]
+    line, is_selective = checkpoint_bytes(config), activation_checkpointing == "selective"
+    kept = {i: line + (_product_bytes(config, layer=i, half=half) if is_selective else 0) for i in again}
+    per_token = 2 * line + sum(kept.get(i, layers[i]) for i in numbers)
+    per_token += max((layers[i] - kept[i] + line for i in again), default=0.0)
+    head = sum(head_bytes(config, half=half)) if target_share else 0.0
     return MemoryEstimate(
         weights=size * (FLOAT_BYTES + (2 if half else 0)),
         gradients=size * FLOAT_BYTES,
         optimizer=2 * size * FLOAT_BYTES,
-        activations=math.ceil(tokens * (per_token + logits)),
+        activations=math.ceil(tokens * (per_token + target_share * head)),
     )
 
 
-def _expert_layers(model: Any) -> Iterator[ExpertLayer]:
+def expert_layers(model: Any) -> Iterator[ExpertLayer]:
+    """The expert layers of a model, in order."""
     return (module for module in model.modules() if isinstance(module, ExpertLayer))
 
 
@@ -174,7 +170,18 @@ def _expert_size(layer: ExpertLayer) -> int:
     return sum(parameter.numel() for parameter in layer.parameters(recurse=False)) // layer.num_experts
 
 
-def _keys_per_query(config: Any, *, kind: str, length: int) -> float:
+def keys_per_query(config: Any, *, layer: int, length: int) -> float:
+    """Estimate how many keys a query of a layer reads, summaries included.
+
+    Args:
+        config: a `SortyardConfig`.
+        layer: number of the layer.
+        length: tokens of a sequence.
+    """
+    return _keys_of_kind(config, kind=config.attention_of(layer), length=length)
+
+
+def _keys_of_kind(config: Any, *, kind: str, length: int) -> float:
     if kind == "bucket":
         return length * (1 - expected_sparsity(config.options().to_spec(), length, causal=config.causal))
     visible = min(length, 2 * config.sliding_window + 1) if kind == "sliding" else length
@@ -182,7 +189,7 @@ def _keys_per_query(config: Any, *, kind: str, length: int) -> float:
 
 
 def _attention_flops(config: Any, *, kind: str, length: int) -> float:
-    reading: float = 2 * FLOPS_PER_MAC * _keys_per_query(config, kind=kind, length=length) * config.hidden_size
+    reading: float = 2 * FLOPS_PER_MAC * _keys_of_kind(config, kind=kind, length=length) * config.hidden_size
     chooses = kind == "bucket" and length > config.options().to_spec().dense_up_to
     if not chooses:
         return reading
@@ -204,25 +211,10 @@ def _selection_flops(spec: BucketSpec, *, width: int, length: int) -> float:
     return levels * (split + descent)
 
 
-def _inner_width(config: Any, *, layer: int) -> int:
-    """Inner width that a token passes through in one layer."""
-    if not config.has_experts(layer):
-        return int(config.intermediate_size)
-    routed = config.num_experts_per_tok * (config.moe_intermediate_size + config.hidden_size)
-    return int(routed + (config.intermediate_size if config.shared_expert else 0))
-
-
-def _kept_bytes(config: Any, *, layer: int, half: bool, is_full: bool) -> float:
-    """Bytes for each token that a checkpointed layer keeps."""
-    products = (2 if config.gated_ffn else 1) * _inner_width(config, layer=layer)
-    values: int = config.hidden_size if is_full else 7 * config.hidden_size + products
-    return values * (2 if half else FLOAT_BYTES)
-
-
-def _layer_bytes(config: Any, *, layer: int, length: int, half: bool) -> float:
-    """Bytes of activations that one layer keeps for each token."""
-    inner = _inner_width(config, layer=layer)
-    values: float = 10 * config.hidden_size + (4 if config.gated_ffn else 2) * inner
-    keys = _keys_per_query(config, kind=config.attention_of(layer), length=length)
-    weights: float = config.num_attention_heads * keys
-    return values * (2 if half else FLOAT_BYTES) + FLOAT_BYTES * weights
+def _product_bytes(config: Any, *, layer: int, half: bool) -> float:
+    """Bytes for each token of the results of a layer's matrix products."""
+    inner = config.intermediate_size
+    if config.has_experts(layer):
+        routed = config.num_experts_per_tok * (config.moe_intermediate_size + config.hidden_size)
+        inner = routed + (inner if config.shared_expert else 0)
+    return (HALF_BYTES if half else FLOAT_BYTES) * float(6 * config.hidden_size + (1 + config.gated_ffn) * inner)

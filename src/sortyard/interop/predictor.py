@@ -16,6 +16,7 @@ from sortyard.errors import InputError
 from sortyard.evaluation.batching import TextOrPair, position_limit, sequence_logits
 from sortyard.evaluation.bf16 import has_bf16
 from sortyard.evaluation.compiling import compile_model
+from sortyard.interop.folder_checks import check_model_folder
 
 Precision = Literal["fp32", "bf16", "fp16", "auto"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,11 +79,12 @@ class Predictor:
         """
         path = Path(folder)
         _check_folder(path)
+        check_model_folder(path)
         _check_machine(device=device, precision=precision)
         if precision == "auto":
             precision = "bf16" if has_bf16(torch.device(device).type) else "fp32"
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 path,
                 local_files_only=True,

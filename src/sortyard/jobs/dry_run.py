@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sortyard.errors import InputError, first_line
+from sortyard.jobs.plan import pretraining_shapes
 from sortyard.jobs.sections import pretrain_section
 from sortyard.parallel.options import ParallelOptions
 from sortyard.recipe import PretrainSection, Recipe
@@ -121,10 +122,16 @@ def try_layout(recipe: Recipe, options: ParallelOptions, num_processes: int) -> 
 
     section = pretrain_section(recipe)
     report = LayoutReport(options.model_dump(), num_processes)
-    model, loop = _shapes(recipe, section), section.loop
+    model: Any = pretraining_shapes(recipe)
+    loop = section.loop
     try:
         options = resolve(options, num_processes=num_processes)
-        check_model(model, options, num_micro_batches=loop.accumulation_steps)
+        check_model(
+            model,
+            options,
+            num_micro_batches=loop.accumulation_steps,
+            checkpointing=loop.activation_checkpointing,
+        )
         first, end = share_of(loop.micro_batch_size, (0, options.dp_replicate * options.dp_shard * options.ep))
     except InputError as error:
         return replace(report, problems=(str(error),))
@@ -145,7 +152,7 @@ def _with_place(report: LayoutReport, recipe: Recipe, options: ParallelOptions, 
 
     section = pretrain_section(recipe)
     with one_of_many(rank, num_processes=report.num_processes):
-        split = _build(_shapes(recipe, section), section, options)
+        split = _build(pretraining_shapes(recipe), section, options)
         part = _part(split, rank=rank)
         report = replace(report, parts=(*report.parts, part))
         if options.ep > 1:
@@ -161,15 +168,6 @@ def _with_place(report: LayoutReport, recipe: Recipe, options: ParallelOptions, 
         except Exception as error:  # a layout may break anything
             reason = first_line(error.__cause__ or error)
             return replace(report, problems=(f"process {rank}, in a step: {reason}",), passes="broke off")
-
-
-def _shapes(recipe: Recipe, section: PretrainSection) -> Any:
-    from sortyard.evaluation.cost import meta_model
-    from sortyard.model.configuration import SortyardConfig
-
-    causal = section.objective == "causal_lm"
-    config = SortyardConfig.from_options(recipe.model, vocab_size=recipe.tokenizer.vocab_size, causal=causal)
-    return meta_model(config, head=section.objective)
 
 
 def _build(model: Any, section: PretrainSection, options: ParallelOptions) -> "SplitModel":

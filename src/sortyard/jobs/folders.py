@@ -12,6 +12,7 @@ from typing import Literal
 
 from sortyard.durable import FULL
 from sortyard.errors import InputError
+from sortyard.interop.folder_checks import check_model_folder
 from sortyard.recipe import LoadedRecipe, Recipe, load_recipe, resolved_yaml
 from sortyard.training.run_folder import RunFolder
 
@@ -107,7 +108,7 @@ def _is_full_disk(error: Exception) -> bool:
 
 
 def open_job(run: RunFolder) -> tuple[Job, Recipe]:
-    """Reads back what `create_run` wrote.
+    """Reads back what `create_run` wrote; the recipe is what resolved.yaml holds now.
 
     Raises:
         InputError: The run was not started by a verb, or its files are damaged.
@@ -136,10 +137,11 @@ def model_folder(source: Path) -> Path:
     """Returns the folder that holds the model of a run, of a demo, or that is one itself.
 
     Raises:
-        InputError: There is no model at this place.
+        InputError: There is no model at this place, or one that no library should read.
     """
     for folder in (source, source / "model", source / "finetune" / "model"):
         if (folder / "config.json").is_file():
+            check_model_folder(folder)
             return folder
     if not source.exists():
         raise InputError(f"{source}: there is no such folder; give a run's folder or a Hugging Face model's")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sortyard.errors import InputError, first_line
+from sortyard.interop.folder_checks import check_model_folder
 from sortyard.jobs.folders import model_folder
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def load_start_tokenizer(start: str) -> "PreTrainedTokenizerFast":
     import sortyard  # noqa: F401  (registers the Auto classes)
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(start)
+        tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
     except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
         raise InputError(f"--from {start}: no tokenizer can be loaded: {first_line(error)}") from error
     if not tokenizer.is_fast:
@@ -73,7 +74,7 @@ def load_classifier(start: str, *, task: "Task", seed: int) -> Any:
 
     settings = head_settings(task)
     try:
-        config = AutoConfig.from_pretrained(start, **settings)
+        config = AutoConfig.from_pretrained(start, trust_remote_code=False, **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, found = AutoModelForSequenceClassification.from_pretrained(
@@ -113,6 +114,7 @@ def load_language_model(folder: Path, *, causal: bool) -> Any:
     import sortyard  # noqa: F401  (registers the Auto classes)
 
     kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+    check_model_folder(folder)
     try:
         model, found = kind.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
@@ -148,8 +150,9 @@ def start_shapes(start: str) -> "nn.Module":
     import sortyard  # noqa: F401  (registers the Auto classes)
 
     try:
+        config = AutoConfig.from_pretrained(start, trust_remote_code=False)
         with torch.device("meta"):
-            return AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(start))  # type: ignore[no-any-return]
+            return AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-any-return]
     except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
         raise _no_classifier(start, error) from error
 

@@ -80,8 +80,17 @@ def plan_pretraining(recipe: Recipe) -> Plan:
     """
     section = pretrain_section(recipe)
     share = target_share(section)
-    model = _shapes(recipe, head=section.objective, num_labels=2)
+    model = pretraining_shapes(recipe)
     return _plan(model, phase="pretrain", loop=section.loop, length=section.data.sequence_length, target_share=share)
+
+
+def pretraining_shapes(recipe: Recipe) -> "nn.Module":
+    """Builds the model that a recipe pretrains, without its numbers.
+
+    Raises:
+        InputError: The recipe has no pretrain section.
+    """
+    return _shapes(recipe, head=pretrain_section(recipe).objective, num_labels=2)
 
 
 def plan_finetuning(recipe: Recipe, *, start: "nn.Module | None" = None) -> Plan:
@@ -109,7 +118,7 @@ def plan_adapting(recipe: Recipe, *, start: "nn.Module") -> Plan:
     Raises:
         InputError: The recipe has no adapt section.
     """
-    from sortyard.evaluation.cost import FLOAT_BYTES
+    from sortyard.evaluation.activations import FLOAT_BYTES
 
     section = adapt_section(recipe)
     share = 0.0 if section.objective == "distil" else section.masking.probability

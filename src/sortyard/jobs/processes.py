@@ -45,7 +45,7 @@ def meet(recipe: Recipe, loop: LoopOptions) -> None:
     from sortyard.training.session import prepare_device
 
     if was_started_as_one_of_many():
-        join_processes(device=prepare_device(loop), timeout_seconds=recipe.parallel.timeout_seconds)
+        join_processes(device=prepare_device(loop), timeout_seconds=2 * recipe.parallel.timeout_seconds)
 
 
 def refuse_many(verb: str) -> None:

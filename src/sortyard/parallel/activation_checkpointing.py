@@ -41,7 +41,8 @@ def checkpoint_activations(model: nn.Module, mode: ActivationCheckpointing, ever
         model: a model of transformers, of this library or of another; or a part of one.
         mode: "none" keeps everything. "full" keeps a layer's inputs only. "selective" keeps the results of matrix
             products with weights, attention, experts, sorts, top-k and functional collectives, and computes the
-            element-wise rest again.
+            element-wise rest again. It sees operators only: Triton kernels, attention of plain torch and attention
+            that drops weights run again.
         every: of the layers, each so many-th is checkpointed, the first among them; at least 1.
 
     Raises:

@@ -15,7 +15,7 @@ from sortyard.parallel.data import set_reduction, shard_stage
 from sortyard.parallel.experts import balance_over, cut_experts
 from sortyard.parallel.mesh import Layout
 from sortyard.parallel.occupancy import Occupancy
-from sortyard.parallel.options import ParallelOptions
+from sortyard.parallel.options import ActivationCheckpointing, ParallelOptions
 from sortyard.parallel.placement import Placement, even_span
 from sortyard.parallel.schedule import Pipeline, check_schedule, stages_of
 from sortyard.parallel.stage import Batch, Shares, Stage, StageReport, split_model
@@ -191,19 +191,27 @@ class SplitModel:
             gradient.copy_(total)
 
 
-def check_model(model: Any, options: ParallelOptions, *, num_micro_batches: int) -> None:
+def check_model(
+    model: Any, options: ParallelOptions, *, num_micro_batches: int, checkpointing: ActivationCheckpointing = "none"
+) -> None:
     """Refuse a layout that the model cannot be cut to.
 
     Args:
         model: a whole head of sortyard.model.
         options: the layout, dp_shard resolved.
         num_micro_batches: of a step.
+        checkpointing: what layers compute again.
 
     Raises:
         InputError: naming the option that does not fit.
     """
     config = model.config
-    check_schedule(options, num_layers=config.num_hidden_layers, num_micro_batches=num_micro_batches)
+    check_schedule(
+        options,
+        num_layers=config.num_hidden_layers,
+        num_micro_batches=num_micro_batches,
+        checkpointing=checkpointing,
+    )
     blocks = model.base_model.encoder.layers
     if options.tp > 1:
         model.check_divides(options.tp)

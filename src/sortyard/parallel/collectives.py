@@ -4,13 +4,16 @@ A process that goes on with a slice of the work has a part of the gradient, one 
 every function below says which of the two it expects, as mixing them up is silent in the forward pass.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Group = dist.ProcessGroup
+if TYPE_CHECKING:
+    Group: TypeAlias = dist.ProcessGroup
+else:
+    Group = Any  # torch may be built without distribution, and models import this module
 
 
 class _AddUp(torch.autograd.Function):

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from sortyard.errors import InputError
+from sortyard.parallel.collectives import Group
 from sortyard.parallel.options import ParallelOptions
 
 DENSE_DIMS = ("pp", "dp_replicate", "fsdp", "tp")
@@ -34,7 +35,7 @@ class Layout:
     device: torch.device
     dense: DeviceMesh
     experts: DeviceMesh
-    data: dist.ProcessGroup
+    data: Group
 
     @classmethod
     def make(cls, options: ParallelOptions, *, device: torch.device) -> "Layout":
@@ -79,12 +80,12 @@ class Layout:
         return self.data.size()
 
     @property
-    def tensor_group(self) -> dist.ProcessGroup:
+    def tensor_group(self) -> Group:
         """Those that share each layer."""
         return self.dense.get_group("tp")
 
     @property
-    def expert_group(self) -> dist.ProcessGroup:
+    def expert_group(self) -> Group:
         """Those that hold different experts."""
         return self.experts.get_group("ep")
 
@@ -109,7 +110,7 @@ def resolve(options: ParallelOptions, *, num_processes: int) -> ParallelOptions:
 
 def is_one_of_many() -> bool:
     """Whether this process has met others of the same run."""
-    return dist.is_initialized() and dist.get_world_size() > 1
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def is_first() -> bool:

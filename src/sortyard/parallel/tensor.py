@@ -29,6 +29,7 @@ from sortyard.parallel.collectives import (
 from sortyard.parallel.placement import Placement, Span, even_span
 
 IGNORED = -100
+Mix = Callable[[Tensor, Routing], Tensor]
 _ROWS, _COLUMNS = -2, -1
 _CUTS = {  # rule: the dim of a weight, whether two halves are cut alike, the dim of its bias
     "colwise": (_ROWS, False, _COLUMNS),
@@ -143,27 +144,34 @@ def _share_rowwise(linear: nn.Linear, leave: Callable[[Tensor], Tensor]) -> None
     linear.forward = forward  # type: ignore[assignment, method-assign]
 
 
-def _share_experts(layer: Any, group: Group, *, by_tokens: bool) -> None:
-    """Router and context see all tokens on every process, so their gradients are whole; only the experts are shared.
+def mix_slices(layer: Any, mix: Mix, group: Group, tokens: Tensor, routing: Routing) -> Tensor:
+    """Run experts of whose inner widths each process has a slice.
 
-    The weights of the choice meet outputs that are parts, so their gradient is a part, too: it must add up.
+    Router and context see all tokens on every process, so their gradients are whole. The weights of the choice meet
+    outputs that are parts: their gradient is a part, too, and must add up. Outward biases, which are not cut, count
+    once.
+
+    Args:
+        layer: the expert layer.
+        mix: what it ran before: its slices.
+        group: the processes.
+        tokens: hidden states.
+        routing: who processes which token.
     """
-    inner = layer.mix
-    bias = "down_proj_bias" if getattr(layer, "down_proj_bias", None) is not None else None
+    routing = replace(routing, weights=hand_out(routing.weights, group))
+    bias = layer._parameters.get("down_proj_bias")
+    if bias is not None:
+        layer._parameters["down_proj_bias"] = hand_out(bias, group) * float(group.rank() == 0)
+    try:
+        part = mix(hand_out(tokens, group), routing)
+    finally:
+        if bias is not None:
+            layer._parameters["down_proj_bias"] = bias
+    return add_up(part, group)
 
-    def mix(tokens: Tensor, routing: Routing) -> Tensor:
-        routing = replace(routing, weights=hand_out(routing.weights, group))
-        if bias is None:
-            return add_up(inner(hand_out(tokens, group), routing), group)
-        whole = layer._parameters[bias]
-        layer._parameters[bias] = hand_out(whole, group) * float(group.rank() == 0)
-        try:
-            part = inner(hand_out(tokens, group), routing)
-        finally:
-            layer._parameters[bias] = whole
-        return add_up(part, group)
 
-    layer.mix = mix
+def _share_experts(layer: Any, group: Group, *, by_tokens: bool) -> None:
+    layer.mix = partial(mix_slices, layer, layer.mix, group)
     if by_tokens:
         _wrap(
             layer,

@@ -13,7 +13,7 @@ from sortyard.recipe.checking import check
 from sortyard.recipe.merging import merge, override_tree
 from sortyard.recipe.sections import Recipe
 from sortyard.recipe.shipped import find_recipe
-from sortyard.recipe.yaml_tree import Tree, implicit_resolvers, read_tree
+from sortyard.recipe.yaml_tree import Tree, implicit_resolvers, leaves, parse_tree, read_tree
 
 MAX_EXTENDS = 8
 
@@ -53,6 +53,21 @@ def load_recipe(source: str | Path, *, overrides: Sequence[str] = ()) -> LoadedR
         tree = merge(tree, Tree({"name": name_of(path)}, {("name",): str(path)}))
     tree = merge(tree, override_tree(overrides))
     return LoadedRecipe(check(Recipe, tree), path, tuple(overrides))
+
+
+def parse_recipe(text: str, *, file: str) -> Recipe:
+    """Reads a resolved recipe that is kept somewhere else than in a file of its own.
+
+    Args:
+        text: What `resolved_yaml` wrote.
+        file: How messages name it.
+    """
+    return check(Recipe, parse_tree(text, file=file))
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """Returns every value of a recipe by its dotted key, as `model.num_experts`."""
+    return {".".join(map(str, path)): value for path, value in leaves(recipe.model_dump(mode="json"))}
 
 
 def name_of(path: Path) -> str:

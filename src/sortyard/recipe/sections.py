@@ -101,6 +101,16 @@ class Recipe(Options):
         return self
 
     @model_validator(mode="after")
+    def _tokens_divide(self) -> Self:
+        length = self.pretrain.data.sequence_length if self.pretrain is not None else 0
+        if self.parallel.sequence_parallel and length % self.parallel.tp:
+            raise ValueError(
+                f"parallel.sequence_parallel cuts pretrain.data.sequence_length {length} over parallel.tp "
+                f"{self.parallel.tp} processes, which does not come out even; change one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rows_fit_the_model(self) -> Self:
         if self.pretrain is None:
             return self

@@ -109,8 +109,10 @@ def train(
         session = open_session(
             model, objective=objective, loop=loop, optimizer=optimizer, run=run, display=display, parallel=parallel
         )
-        was_resumed = session.restore()
+        was_resumed = session.restore(run)
         state, total = session.state, loop.total_steps(source.steps_per_epoch)
+        if state.finished == "steps" and state.step < total:  # the recipe was changed, and asks for more
+            state.finished = ""
         if state.finished:
             session.finish(run, keep_best=loop.keep_best)
             display.message(f"{run.path} finished at step {state.step} ({state.finished}): there is nothing left to do")
@@ -160,15 +162,19 @@ def _run(
 ) -> None:
     """The loop itself: fetch, step, evaluate, record, save."""
     state = session.state
-    with StopSignals() as signals, session.store:
+    with StopSignals() as signals, session.store, session.watch as watch:
         while not state.finished:
             started = time.perf_counter()
-            result = stepper.take(source.step(state.step, share=session.share), step=state.step)
+            watch.beat(f"reading the rows of step {state.step + 1}")
+            rows = source.step(state.step, share=session.share)
+            watch.beat(f"computing step {state.step + 1}")
+            result = stepper.take(rows, step=state.step)
             seconds, stop, memory = session.agree(seconds=time.perf_counter() - started, signal=signals.received or 0)
             state.advance(result, seconds=seconds)
             _report_trouble(result, state, source=source, loop=loop, recorder=recorder)
             state.finished = _reason_to_finish(state, total=total, loop=loop)
 
+            watch.beat(f"evaluating, recording or saving after step {state.step}", limited=False)
             is_best = False
             if evaluation is not None and (state.finished or _is_due(state.step, loop.eval_every)):
                 is_best = evaluation.run(session, recorder=recorder)

@@ -75,10 +75,16 @@ def open_session(
 
     from sortyard.parallel.apply import check_model, parallelize
     from sortyard.parallel.peers import Group
+    from sortyard.parallel.watch import Watch
     from sortyard.training.split_session import SplitSession
 
     layout, talk = Layout.make(parallel, device=device), Group.of_all()
-    check_model(model, layout.options, num_micro_batches=loop.accumulation_steps)
+    check_model(
+        model,
+        layout.options,
+        num_micro_batches=loop.accumulation_steps,
+        checkpointing=loop.activation_checkpointing,
+    )
     split = parallelize(
         copy.deepcopy(model) if talk.rank == 0 else model,
         layout=layout,
@@ -93,6 +99,7 @@ def open_session(
         store=CheckpointStore(run.checkpoints, peers=Group.of_all(), **keep),
         split=split,
         talk=talk,
+        watch=Watch(run.processes, rank=talk.rank, size=talk.size, timeout_seconds=parallel.timeout_seconds),
     )
 
 

@@ -32,6 +32,7 @@ class RunFolder:
         self.path = path
         self.recipe = path / "recipe.yaml"
         self.resolved = path / "resolved.yaml"
+        self.accepted = path / "accepted.json"
         self.environment = path / "env.json"
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
@@ -42,6 +43,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.eval = path / "eval"
+        self.processes = path / "processes"
         self._routing_steps: list[int] = []
         self._routing_loads: list[npt.NDArray[np.float32]] = []
 
@@ -71,7 +73,7 @@ class RunFolder:
         try:
             run.recipe.write_text(recipe, encoding="utf-8")
             run.environment.write_text(json.dumps(plain(environment), indent=2) + "\n", encoding="utf-8")
-            replace_bytes(run.resolved, resolved.encode())
+            run.accept_recipe(resolved)
         except OSError as error:
             shutil.rmtree(run.path, ignore_errors=True)  # it was new or empty: half a run would only be in the way
             raise InputError(f"{run.path}: cannot be written ({error.strerror}); choose another folder") from error
@@ -89,6 +91,24 @@ class RunFolder:
             raise InputError(f"{run.path} is not a run's folder: it has no {run.resolved.name}")
         return run
 
+    def accepted_recipes(self) -> list[str]:
+        """Texts of resolved.yaml that this run was trained with, oldest first; none where an early version made it."""
+        if not self.accepted.is_file():
+            return []
+        try:
+            texts = json.loads(self.accepted.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.accepted}: is damaged ({error}); restore it, or remove it") from error
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{self.accepted}: must be a list of texts; restore it, or remove it")
+        return texts
+
+    def accept_recipe(self, resolved: str) -> None:
+        """Make a recipe the one that the run goes on with, and remember it beside those before."""
+        accepted = [text for text in self.accepted_recipes() if text != resolved]
+        replace_bytes(self.accepted, (json.dumps([*accepted, resolved], indent=1) + "\n").encode())
+        replace_bytes(self.resolved, resolved.encode())  # last: a folder that has it is a run
+
     def append_metric(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl; kind is "train" or "eval", step the number of finished steps."""
         append_line(self.metrics, {"kind": kind, "step": step, **values})
@@ -97,7 +117,7 @@ class RunFolder:
         """Add a line to events.jsonl.
 
         Args:
-            event: "start", "resume", "checkpoint", "evaluation", "warning", "error", "stop" or "finish".
+            event: "start", "resume", "recipe", "checkpoint", "evaluation", "warning", "error", "stop" or "finish".
             step: finished steps when it happened; None outside training.
             **details: JSON values.
         """

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from sortyard.errors import InputError
+from sortyard.parallel.mesh import is_one_of_many
+from sortyard.parallel.watch import NoWatch
 from sortyard.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
 from sortyard.training.metrics import peak_memory_bytes
 from sortyard.training.optimizer import load_optimizer_tensors, optimizer_tensors
@@ -33,9 +37,14 @@ def prepare_device(options: LoopOptions) -> torch.device:
 
 
 def numerics(device: torch.device) -> dict[str, str | int]:
-    """What bit-exact results depend on besides the recipe: torch's version, its threads and the device."""
+    """What bit-exact results depend on besides the recipe: torch's version, threads, the device, how many processes."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": name}
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": name,
+        "processes": dist.get_world_size() if is_one_of_many() else 1,
+    }
 
 
 @dataclass
@@ -49,6 +58,8 @@ class Session:
         store: the run's checkpoints.
         state: where the run stands.
         notes: what the person should know about a restored run.
+        watch: of the processes of a run, told what this one is about to do.
+        recipe: digest of the recipe that the run goes on with.
     """
 
     model: Any
@@ -57,6 +68,8 @@ class Session:
     store: CheckpointStore
     state: TrainState = field(default_factory=TrainState)
     notes: list[str] = field(default_factory=list)
+    watch: NoWatch = field(default_factory=NoWatch)
+    recipe: str = ""
 
     @property
     def share(self) -> tuple[int, int]:
@@ -81,21 +94,28 @@ class Session:
     def gather_whole(self) -> None:
         """Bring the weights as they are into `model`."""
 
-    def restore(self) -> bool:
+    def restore(self, run: RunFolder) -> bool:
         """Continue from the newest good checkpoint; False when there is none.
 
         Raises:
-            InputError: every checkpoint is damaged, or the newest good one does not fit the model.
+            InputError: every checkpoint is damaged, or the newest good one does not fit the model or the recipe.
         """
+        accepted = [sha256(text.encode()).hexdigest() for text in run.accepted_recipes()]
+        self.recipe = accepted[-1] if accepted else ""
         self.store.prepare()
         checkpoint = self.store.load_newest()
         if checkpoint is None:
             return False
+        if accepted and checkpoint.state.get("recipe", self.recipe) not in accepted:
+            raise InputError(
+                f"{checkpoint.folder}: was written under a recipe that {run.path} never had, so it is of another run; "
+                "move it away, or resume the run that it is of"
+            )
         self._load(checkpoint)
         self.precision.load_state(checkpoint.state["loss_scale"])
         self.state = TrainState.from_json(checkpoint.state["train"])
         before, now = checkpoint.state["numerics"], numerics(self.precision.device)
-        changed = [f"{name} {before[name]} is now {now[name]}" for name in now if before[name] != now[name]]
+        changed = [f"{name} {before[name]} is now {now[name]}" for name in now if before.get(name, 1) != now[name]]
         if changed:
             self.notes.append(f"{', '.join(changed)}: the run goes on, but not bit for bit as it would have before")
         return True
@@ -111,6 +131,7 @@ class Session:
             "train": self.state.to_json(),
             "loss_scale": self.precision.state(),
             "numerics": numerics(self.precision.device),
+            "recipe": self.recipe,
         }
 
         def note() -> None:
@@ -134,7 +155,8 @@ class Session:
             self.gather_whole()
         if self.store.peers.rank:
             return
-        if not any(record.get("event") == "finish" for record in run.read_events()):
+        ends = [event.get("step") for event in run.read_events() if event.get("event") == "finish"]
+        if self.state.step not in ends:
             export_model(self.model, run.model)
             run.append_event("finish", step=self.state.step, reason=self.state.finished)
 

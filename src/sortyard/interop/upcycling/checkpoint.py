@@ -20,6 +20,7 @@ from transformers import (
 
 import sortyard  # noqa: F401  (registers the Auto classes, so that our own folders are told from strange ones)
 from sortyard.errors import InputError, first_line
+from sortyard.interop.folder_checks import check_model_folder
 from sortyard.interop.predictor import TOKENIZER_FILES, check_vocabulary
 from sortyard.interop.upcycling.families import family_of
 
@@ -169,6 +170,7 @@ def _place_of(source: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(f"{source}: is no model folder, it has no config.json")
+        check_model_folder(path)
         return str(path)
     if path.exists():
         raise InputError(f"{source}: is a file; give the folder that holds config.json and model.safetensors")

@@ -12,7 +12,7 @@ from sortyard.studies.bench.cases import synchroniser
 from sortyard.studies.bench.competitors import Competitor, SizedCase
 from sortyard.studies.bench.memory import peak_extra_memory
 from sortyard.studies.bench.results import BenchResult
-from sortyard.studies.bench.runner import Call, alternate, reason_of
+from sortyard.studies.bench.runner import Call, Clock, alternate, reason_of, wall_clock
 from sortyard.studies.bench.study import Cells, Say, Study, WritesPage
 from sortyard.studies.bench.tables import seconds_text
 
@@ -33,6 +33,8 @@ class Terms:
         probe: "module:function" that the child of a memory measurement calls with a case's fields and `side`.
         memory: Lengths at which memory is measured.
         seconds: Time of a cell, memory included: a round that would end later does not begin.
+        warmup: Rounds that run first and do not count.
+        clock: Tells the seconds of a call.
     """
 
     repetitions: int
@@ -41,6 +43,8 @@ class Terms:
     probe: str
     memory: Collection[int]
     seconds: float
+    warmup: int = 1
+    clock: Clock = wall_clock
 
 
 def compare_sides(
@@ -193,6 +197,8 @@ def _time_sides(
     runs = alternate(
         calls(fit),
         repetitions=terms.repetitions,
+        warmup=terms.warmup,
+        clock=terms.clock,
         patience_seconds=patience,
         seconds=terms.seconds,
         no_warmup=slow,

@@ -7,11 +7,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 Call = Callable[[], object]
+Clock = Callable[[], float]
 Failed = Callable[[str, Exception], None]
 
 
 def _nothing() -> None:
     return None
+
+
+def wall_clock() -> float:
+    """Seconds of the wall since some moment."""
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ def alternate(
     no_warmup: Collection[str] = (),
     synchronise: Call = _nothing,
     on_failure: Failed | None = None,
+    clock: Clock = wall_clock,
 ) -> dict[str, list[float]]:
     """Time calls in turn: a round runs every side once, so that a change of the machine's load meets them all.
 
@@ -57,6 +64,7 @@ def alternate(
         synchronise: Waits until the device has finished; runs before and after each call.
         on_failure: Takes the name and the error of a side that fails, which is then left out. If it is left out,
             the error is raised.
+        clock: Tells the seconds of a call, such as `time.process_time` for one thread on a machine that others use too.
 
     Returns:
         Seconds of every measured call by name, in the order of the rounds; no entry for a side that failed.
@@ -78,7 +86,7 @@ def alternate(
             if turn < 0 and name in no_warmup:
                 continue
             try:
-                taken = _timed(calls[name], synchronise)
+                taken = _timed(calls[name], synchronise, clock)
             except Exception as error:
                 if on_failure is None:
                     raise
@@ -126,9 +134,9 @@ def _is_due(seconds: Sequence[float], patience_seconds: float) -> bool:
     return not seconds or sum(seconds) <= patience_seconds
 
 
-def _timed(call: Call, synchronise: Call) -> float:
+def _timed(call: Call, synchronise: Call, clock: Clock) -> float:
     synchronise()
-    start = time.perf_counter()
+    start = clock()
     call()
     synchronise()
-    return time.perf_counter() - start
+    return clock() - start

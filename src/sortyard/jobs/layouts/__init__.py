@@ -1,0 +1,1 @@
+"""Layouts of many processes on paper: what each needs, sends and takes."""

@@ -1,0 +1,110 @@
+"""Pipeline schedules as torch runs them: idle share, micro-batches in flight; imports no torch.
+
+p processes, m micro-batches; a forward pass takes 1 and a backward pass 2, half of it for inputs, half for weights.
+Activation checkpointing adds 1 to what inputs take. Tests play torch's own tables and compare.
+
+Source: GPipe (arXiv:1811.06965), interleaved (arXiv:2104.04473), zero bubble and its V shape (arXiv:2401.10241).
+"""
+
+from dataclasses import dataclass
+
+from sortyard.errors import InputError
+from sortyard.parallel.options import ONE_STAGE, ParallelOptions, Schedule
+
+ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv_zero_bubble")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The layers of one stage; the first stage embeds, the last one has the head."""
+
+    layers: range
+    has_embeddings: bool
+    has_head: bool
+
+
+def stages_of_ranks(layout: ParallelOptions, *, num_layers: int) -> list[list[Chunk]]:
+    """The stages of each pipeline process, layers split evenly and the first stages longer by one where that fails.
+
+    Args:
+        layout: The layout.
+        num_layers: Layers of the model, at least as many as stages.
+    """
+    count = layout.num_stages
+    ends = [num_layers * (stage + 1) // count for stage in range(count)]
+    sizes = sorted((end - start for start, end in zip([0, *ends], ends, strict=False)), reverse=True)
+    starts = [sum(sizes[:stage]) for stage in range(count)]
+    chunks = [
+        Chunk(range(start, start + size), has_embeddings=stage == 0, has_head=stage == count - 1)
+        for stage, (start, size) in enumerate(zip(starts, sizes, strict=True))
+    ]
+    if count == layout.pp:
+        return [[chunk] for chunk in chunks]
+    second = reversed(chunks[layout.pp :]) if layout.schedule == "zbv_zero_bubble" else chunks[layout.pp :]
+    return [list(pair) for pair in zip(chunks[: layout.pp], second, strict=True)]
+
+
+def check_schedule(schedule: Schedule, *, pp: int, micro_batches: int) -> None:
+    """Refuses what torch cannot run, or fills up with idle slots.
+
+    Raises:
+        InputError: There are too few micro-batches, or they do not come in even rounds.
+    """
+    needed = {"gpipe": 1, "zbv_zero_bubble": 2 * pp - 1}.get(schedule, pp)
+    if micro_batches < needed:
+        raise InputError(f"accumulation_steps {micro_batches} is too few for {schedule} with pp {pp} (needs {needed})")
+    rounds = max(1, micro_batches // pp)
+    if schedule.startswith("interleaved") and micro_batches % rounds:
+        raise InputError(f"accumulation_steps {micro_batches} does not fall into {rounds} even rounds for {schedule}")
+
+
+def bubble_share(schedule: Schedule, *, pp: int, micro_batches: int, recomputes: bool = False) -> float:
+    """Share of a step's time in which a pipeline process waits for others.
+
+    With w the time that a process waits, in forward passes of all its layers, and 3 (4 with checkpointing) that of a
+    whole micro-batch:
+
+        gpipe, 1f1b              w = 3 (p - 1)                       share (p - 1) / (m + p - 1)
+        interleaved_1f1b         w = 3 (p - 1) / 2                   share (p - 1) / (2 m + p - 1)
+        zero bubble, both forms  w = (p - 1) / 2                     share (p - 1) / (6 m + p - 1)
+
+    With checkpointing the last w is p - 1.
+
+    Args:
+        schedule: The schedule.
+        pp: Pipeline processes.
+        micro_batches: Of a step.
+        recomputes: Whether activations are recomputed.
+    """
+    passes = 4.0 if recomputes else 3.0
+    if schedule in ONE_STAGE:
+        waits = passes * (pp - 1)
+    elif schedule == "interleaved_1f1b":
+        waits = passes * (pp - 1) / 2
+    else:
+        waits = (pp - 1) * (passes - 2) / 2
+    return waits / (passes * micro_batches + waits)
+
+
+def in_flight(schedule: Schedule, *, rank: int, pp: int, micro_batches: int) -> int:
+    """How many stage passes a process holds the activations of, at most.
+
+    Args:
+        schedule: The schedule.
+        rank: Pipeline process, from 0.
+        pp: Pipeline processes.
+        micro_batches: Of a step.
+    """
+    if pp == 1:
+        return 1
+    if schedule == "gpipe":
+        return micro_batches
+    if schedule == "1f1b":
+        return min(micro_batches, pp - rank)
+    a_round = micro_batches // max(1, micro_batches // pp)
+    held = {
+        "interleaved_1f1b": a_round + 2 * (pp - 1 - rank) + 1,
+        "interleaved_zero_bubble": a_round + pp,
+        "zbv_zero_bubble": 2 * pp,
+    }[schedule]
+    return min(2 * micro_batches, held)
