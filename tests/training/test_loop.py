@@ -178,7 +178,7 @@ def test_max_seconds_ends_the_run_as_finished(run):
 @pytest.mark.parametrize("behind", [False, True], ids=["before going on", "behind"])
 def test_signals_save_and_leave(tmp_path, run, number, error, behind):
     class Interrupted(TinySource):
-        def step(self, step):
+        def step(self, step, share=(0, 1)):
             if step == 4:
                 os.kill(os.getpid(), number)
             return super().step(step)
