@@ -58,7 +58,8 @@ def test_interleaved_stages_and_tied_weights_are_where_they_belong() -> None:
     assert not report.problems
     assert [part.stages for part in report.parts] == [(0, 3), (1, 2)]
     assert [part.layers for part in report.parts] == [(0, 3), (1, 2)]
-    assert report.ideal_bubble_share == 0
+    assert report.ideal_bubble_share is not None
+    assert 0 < report.ideal_bubble_share < 0.2
     # The first and the last stage have a copy each of the embeddings that both use.
     assert sum(part.parameters for part in report.parts) == report.parameters + 512 * 64
 

@@ -4,8 +4,6 @@ import pytest
 import torch
 
 from sortyard.parallel.occupancy import Occupancy
-from sortyard.parallel.options import ParallelOptions
-from sortyard.parallel.schedule import ideal_bubble_share
 from tests.parallel.equality import LENGTH, ROWS, SMALL, Case, make_model, run_world
 
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
@@ -60,22 +58,6 @@ def test_cut_copies_gather_weights_and_scatter_gradients_of_every_micro_batch(fo
 def test_copies_of_tokens_go_to_their_experts_and_back_both_ways(found):
     counts = 2 * MICRO * LAYERS * EXPERTS * 8
     assert found["ep"]["all_to_all_bytes"] == 4 * found["ep"]["copies"] * WIDTH * FLOAT + counts
-
-
-@pytest.mark.parametrize(
-    ("schedule", "pp", "micro_batches", "expected"),
-    [
-        ("1f1b", 1, 8, None),
-        ("1f1b", 4, 8, 3 / 11),
-        ("gpipe", 2, 1, 1 / 2),
-        ("interleaved_1f1b", 4, 8, 3 / 19),
-        ("interleaved_zero_bubble", 4, 8, 0),
-        ("zbv_zero_bubble", 4, 8, 0),
-    ],
-)
-def test_ideal_bubble_share(schedule, pp, micro_batches, expected):
-    options = ParallelOptions(pp=pp, schedule=schedule)
-    assert ideal_bubble_share(options, num_micro_batches=micro_batches) == expected
 
 
 def test_occupancy_tells_each_span_once(monkeypatch):

@@ -118,7 +118,7 @@ def try_layout(recipe: Recipe, options: ParallelOptions, num_processes: int) -> 
     from sortyard.data.order import share_of
     from sortyard.parallel.apply import check_model
     from sortyard.parallel.mesh import resolve
-    from sortyard.parallel.schedule import ideal_bubble_share
+    from sortyard.parallel.options import bubble_share
 
     section = pretrain_section(recipe)
     report = LayoutReport(options.model_dump(), num_processes)
@@ -140,7 +140,14 @@ def try_layout(recipe: Recipe, options: ParallelOptions, num_processes: int) -> 
         layout=options.model_dump(),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         rows_per_process=end - first,
-        ideal_bubble_share=ideal_bubble_share(options, num_micro_batches=loop.accumulation_steps),
+        ideal_bubble_share=None
+        if options.pp == 1
+        else bubble_share(
+            options.schedule,
+            pp=options.pp,
+            micro_batches=loop.accumulation_steps,
+            recomputes=loop.activation_checkpointing != "none",
+        ),
     )
     for place in range(options.pp):
         report = _with_place(report, recipe, options, rank=place * (num_processes // options.pp))

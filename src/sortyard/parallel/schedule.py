@@ -66,27 +66,6 @@ def check_schedule(
         )
 
 
-def ideal_bubble_share(options: ParallelOptions, *, num_micro_batches: int) -> float | None:
-    """Share of a schedule's time in which a process waits, were all stages equally slow and sending free.
-
-    With p = pp and m micro-batches (p - 1) / (m + p - 1); two stages in each process make as if 2 m of them. Schedules
-    named after a zero bubble aim at 0.
-
-    Args:
-        options: the layout.
-        num_micro_batches: of a step.
-
-    Returns:
-        The share; None without a pipeline.
-    """
-    if options.pp == 1:
-        return None
-    if options.schedule.endswith("zero_bubble"):
-        return 0.0
-    turns = num_micro_batches * options.num_stages // options.pp
-    return (options.pp - 1) / (turns + options.pp - 1)
-
-
 class Pipeline:
     """This process's stages, bound to those of the others.
 

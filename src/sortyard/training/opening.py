@@ -10,7 +10,7 @@ from torch import Tensor
 from sortyard.objectives.total import Objective
 from sortyard.parallel.activation_checkpointing import checkpoint_activations
 from sortyard.parallel.mesh import Layout, is_one_of_many
-from sortyard.parallel.options import ParallelOptions
+from sortyard.parallel.options import ParallelOptions, bubble_share
 from sortyard.training.checkpoint import CheckpointStore
 from sortyard.training.efficiency import Efficiency, TokenFlops, peak_flops
 from sortyard.training.optimizer import build_optimizer
@@ -165,22 +165,26 @@ def open_recorder(
     return Recorder(
         run,
         progress=display,
-        efficiency=_efficiency(session, flops, num_micro_batches=loop.accumulation_steps),
+        efficiency=_efficiency(session, flops, loop=loop),
         steps_per_epoch=steps_per_epoch,
         writers=writers,
     )
 
 
-def _efficiency(session: Session, flops: TokenFlops | None, *, num_micro_batches: int) -> Efficiency:
+def _efficiency(session: Session, flops: TokenFlops | None, *, loop: LoopOptions) -> Efficiency:
     precision = session.precision
     peak = None if flops is None else peak_flops(precision.device, dtype=precision.dtype or torch.float32)
     if not is_one_of_many():
         return Efficiency(flops, peak)
 
-    from sortyard.parallel.schedule import ideal_bubble_share
     from sortyard.training.split_session import SplitSession
 
     assert isinstance(session, SplitSession)
     options = session.split.layout.options
-    ideal = ideal_bubble_share(options, num_micro_batches=num_micro_batches)
+    ideal = None
+    if options.pp > 1:
+        recomputes = loop.activation_checkpointing != "none"
+        ideal = bubble_share(
+            options.schedule, pp=options.pp, micro_batches=loop.accumulation_steps, recomputes=recomputes
+        )
     return Efficiency(flops, peak, num_processes=options.num_processes(), ideal_bubble_share=ideal)
