@@ -109,6 +109,18 @@ def test_torchrun_that_may_restart_needs_a_name(
     assert "name one by --out" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("yard")
+def test_torchrun_on_several_machines_that_may_restart_needs_a_fresh_store(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    several = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_MAX_RESTARTS": "1"}
+    for name, value in (several | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    assert main(["pretrain", "tiny.yaml", "--out", "run", "-q"]) == 2
+    assert "needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
 @pytest.mark.parametrize("found", [1, 3])
 @pytest.mark.usefixtures("yard", "nothing_starts")
 def test_fewer_gpus_than_processes(
