@@ -30,9 +30,10 @@ def sortyard(*words: str) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def processor_seconds(out: Path) -> float:
-    """Processor seconds of all of a run's processes."""
-    return float(_record_of(out).read_text())
+def processor_seconds(out: Path) -> int | None:
+    """Processor seconds of all of a run's processes; None where one was not noted."""
+    record = _record_of(out)
+    return round(float(record.read_text())) if record.exists() else None
 
 
 def _record_of(out: Path) -> Path:

@@ -90,7 +90,7 @@ def collect(start: Path, runs: list[Path]) -> dict[str, Any]:
     accuracies = [json.loads((run / "eval" / "sst2.json").read_text())["metrics"]["accuracy"] for run in runs]
     pretraining, finetuning = lines_of(start, "train")[-1], [lines_of(run, "train")[-1] for run in runs]
     seconds = [round(line["seconds"]) for line in finetuning]
-    used = [round(processor_seconds(run)) for run in (start, *runs)]
+    used = [processor_seconds(run) or 0 for run in (start, *runs)]
     cost = json.loads((runs[0] / "eval" / "sst2.json").read_text())
     return {
         "summary": {

@@ -35,7 +35,11 @@ def test_an_upcycled_folder_follows_its_dense_self(sparse: Callable, sortyard: C
     assert set(found["before"]) == set(found["after"]) == FIGURES | {"masked_lm_loss", "accuracy"}
     assert 0.01 < found["before"]["relative_error"] != found["after"]["relative_error"]
     run = tmp_path / "runs" / "adapt-0001"
-    assert json.loads((run / "job.json").read_text()) == {"verb": "adapt", "start": str(tmp_path / "sparse")}
+    assert json.loads((run / "job.json").read_text()) == {
+        "verb": "adapt",
+        "start": str(tmp_path / "sparse"),
+        "launch": None,
+    }
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     evals = [record for record in records if record["kind"] == "eval"]
     assert [record["step"] for record in evals] == [0, 3]

@@ -61,3 +61,15 @@ def test_unusable_input_ends_with_2_and_says_why(words: list[str], message: str,
     assert (ended.status, ended.json["exit_status"]) == (2, 2)
     assert message in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_one_layout_is_tried_without_its_processes(sortyard: Callable) -> None:
+    found = sortyard("plan", "small", "--gpus", "8", "--try", "pp=2, tp=2", "--json").json
+    assert found["layout"]["dp_shard"] == 2
+    assert [part["layers"] for part in found["parts"]] == [[0, 1], [2, 3]]
+
+
+def test_a_layout_is_spelt_as_a_recipe_spells_it(sortyard: Callable) -> None:
+    ended = sortyard("plan", "small", "--try", "ttp=2")
+    assert ended.status != 0
+    assert "did you mean parallel.tp" in ended.err

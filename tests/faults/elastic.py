@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sortyard.training.run_folder import RunFolder
+from tests.faults.killing import TIMES
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 300
-TIMES = ("tokens_per_second", "memory_bytes", "seconds")
 
 RECIPE = """
 extends: small

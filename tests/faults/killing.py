@@ -18,7 +18,10 @@ from sortyard.training.run_folder import RunFolder
 
 STEPS = 30  # as in both targets, which are imported in the children only
 PATIENCE_SECONDS = 180
-TIMES = ("tokens_per_second", "memory_bytes", "seconds")
+TIMES = (
+    "tokens_per_second", "tokens_per_second_per_process", "flops_per_second", "mfu", "mfu_dense", "bubble_share",
+    "memory_bytes", "seconds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

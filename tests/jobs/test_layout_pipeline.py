@@ -6,8 +6,8 @@ import pytest
 from torch.distributed.pipelining import schedules
 
 from sortyard.errors import InputError
-from sortyard.jobs.layouts.pipeline import bubble_share, check_schedule, in_flight
-from sortyard.parallel.options import ONE_STAGE, Schedule
+from sortyard.jobs.layouts.pipeline import check_schedule, in_flight
+from sortyard.parallel.options import ONE_STAGE, Schedule, bubble_share
 
 TABLES = {
     "gpipe": schedules.ScheduleGPipe,

@@ -94,6 +94,7 @@ class Course:
     norms: list[float] = field(default_factory=list)
     skipped: list[float] = field(default_factory=list)
     loads: list[Tensor] = field(default_factory=list)
+    measured: dict[str, float] = field(default_factory=dict)
 
     def add(self, result: StepResult) -> None:
         assert result.outcome in ("updated", "overflow"), result
@@ -101,6 +102,8 @@ class Course:
         self.losses.append(result.task_loss)
         self.balances.append(result.balance_loss)
         self.norms.append(result.grad_norm)
+        self.measured = {f"{kind}_bytes": float(count) for kind, count in (result.traffic or {}).items()}
+        self.measured["bubble_share"] = -1.0 if result.bubble_share is None else result.bubble_share
         if result.expert_loads is not None:
             self.loads.append(result.expert_loads.double())
 
@@ -216,6 +219,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     found = {name: float((own[name] - reference[name]).abs().max()) for name in (*NUMBERS, "loads")}
     found |= worst | {"values": _furthest(split, reference, "value") if case.dtype == "float64" else 0.0}
     found["num_skipped"] = float(own["skipped"].sum())
+    found |= course.measured | {"copies": float(own["loads"][0].sum())}
     return found | {"seconds": time.perf_counter() - started, "covered": _covered(split)}
 
 

@@ -212,7 +212,7 @@ def test_the_schema_describes_every_key() -> None:
 @pytest.mark.parametrize(("written", "mode"), [("true", "full"), ("false", "none"), ("off", "none"), ("full", "full")])
 def test_the_switch_of_earlier_recipes_is_still_read(written: str, mode: str, tmp_path: Path) -> None:
     path = write(tmp_path, f"extends: small\npretrain: {{loop: {{activation_checkpointing: {written}}}}}\n")
-    recipe = load_recipe(path)
+    recipe = load_recipe(path).recipe
     assert recipe.pretrain is not None
     assert recipe.pretrain.loop.activation_checkpointing == mode
     bad = write(tmp_path, "extends: small\npretrain: {loop: {activation_checkpointing: some}}\n", name="bad.yaml")

@@ -147,7 +147,10 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-TIMES = ("tokens_per_second", "memory_bytes", "seconds")
+TIMES = (
+    "tokens_per_second", "tokens_per_second_per_process", "flops_per_second", "mfu", "mfu_dense", "bubble_share",
+    "memory_bytes", "seconds",
+)  # fmt: skip
 
 
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

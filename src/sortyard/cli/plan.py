@@ -24,10 +24,14 @@ def plan(
     mfu: Annotated[float, typer.Option("--mfu", help="Share of the peak that arithmetic is taken to reach.")] = 0.3,
     top: Annotated[int, typer.Option("--top", help="How many layouts to show, the best of each pp, ep and tp.")] = 10,
     show_all: Annotated[bool, typer.Option("--all", help="Every layout with every schedule, fitting or not.")] = False,
+    layout: Annotated[
+        str, typer.Option("--try", help="Build one layout as each of its processes would, such as pp=2,tp=2.")
+    ] = "",
     *,
     output: Output,
 ) -> None:
     """Estimate memory, messages, bubble and speed of layouts of a recipe's pretraining, best first; starts nothing."""
+    from sortyard.jobs.dry_run import try_layout
     from sortyard.jobs.layouts.machines import make_cluster
     from sortyard.jobs.layouts.search import find_layouts, first_of_each
     from sortyard.jobs.layouts.table import assumptions
@@ -37,6 +41,12 @@ def plan(
     source, overrides = split_words(words)
     if source is None:
         raise InputError("which recipe? Give a YAML file or a name that `sortyard recipes` lists")
+    if layout:
+        sizes = [f"parallel.{word.strip()}" for word in layout.split(",")]
+        recipe = load_recipe(source, overrides=[*overrides, *sizes]).recipe
+        report = try_layout(recipe, recipe.parallel, gpus)
+        output.result(report.record(), text=report.text())
+        return
     if top < 1:
         raise InputError(f"--top is {top}; give a number of layouts, at least 1, or --all")
     cluster = make_cluster(gpu, gpus=gpus, per_node=gpus_per_node, mfu=mfu, link_share=LINK_SHARE)

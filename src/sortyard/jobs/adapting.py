@@ -16,17 +16,19 @@ from sortyard.jobs.adapting_start import (
     settle,
     switch_off_dropout,
 )
+from sortyard.jobs.arithmetic import token_flops
 from sortyard.jobs.display import Display
 from sortyard.jobs.finishing import write_documents
 from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder
 from sortyard.jobs.paths import absolute, fingerprint
 from sortyard.jobs.pretraining import decoded_rows, save_tokenizer
 from sortyard.jobs.sections import adapt_section
-from sortyard.jobs.sparse_share import sparse_share
+from sortyard.jobs.sparse_share import sequence_lengths, sparse_share
 from sortyard.recipe import AdaptSection, LoadedRecipe, Recipe
 from sortyard.tokenizer.options import TokenizerOptions
 from sortyard.training.run_folder import RunFolder
 from sortyard.training.run_lock import run_lock
+from sortyard.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from sortyard.data.batches import BatchSource
@@ -59,6 +61,7 @@ def start_adapting(loaded: LoadedRecipe, *, start: str, out: Path | None, displa
     recipe = absolute(loaded.recipe)
     path = out if out is not None else next_folder(recipe.name)
     check_free(path)
+    check_trackers(adapt_section(recipe).loop.trackers)
     check_corpus(adapt_section(recipe).data)
     material = _Material.load(recipe, place=find_model(start))
     recipe = _with_section(recipe, _timed(material, display=display))
@@ -177,9 +180,10 @@ def _train(
 ) -> "TrainResult":
     from sortyard.training.loop import train
 
-    section = adapt_section(recipe)
+    section, model = adapt_section(recipe), material.start.model
+    share = 0.0 if section.objective == "distil" else section.masking.probability
     return train(
-        material.start.model,
+        model,
         source=_source(corpus, section=section, seed=recipe.seed),
         objective=material.objective,
         loop=section.loop,
@@ -190,6 +194,7 @@ def _train(
         evaluate=held_out,
         best_metric="loss",
         progress=display.progress("adapt"),
+        flops=token_flops(model, lengths=sequence_lengths(corpus.rows), target_share=share),
     )
 
 

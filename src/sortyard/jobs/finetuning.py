@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sortyard.errors import InputError
+from sortyard.jobs.arithmetic import token_flops
 from sortyard.jobs.display import Display
 from sortyard.jobs.finishing import write_documents
 from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder
@@ -16,6 +17,7 @@ from sortyard.jobs.sections import finetune_section
 from sortyard.recipe import LoadedRecipe, Recipe
 from sortyard.training.run_folder import RunFolder
 from sortyard.training.run_lock import run_lock
+from sortyard.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,6 +48,7 @@ def start_finetuning(loaded: LoadedRecipe, *, start: str, out: Path | None, disp
     name = recipe.name if task.name in recipe.name else f"{recipe.name}-{task.name}"
     path = out if out is not None else next_folder(name)
     check_free(path)
+    check_trackers(section.loop.trackers)
     source = start if start == SCRATCH else find_start(start)
     material = _Material.load(recipe, start=source, display=display)
     files = [item for item in (task.data, task.dev) if item is not None]
@@ -151,10 +154,11 @@ def _finetune(run: RunFolder, *, recipe: Recipe, material: _Material, display: D
         display.say(f"baseline  {baseline.name}: {headline} {baseline.metrics[headline]:.3f}")
     positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     save_tokenizer(tokenizer, folder=run.model, positions=positions)
+    encoded = material.encode(max_length=limit)
     result = train(
         model,
         source=ClassificationSource(
-            material.encode(max_length=limit),
+            encoded,
             pad_id=tokenizer.pad_token_id,
             micro_batch_size=loop.micro_batch_size,
             accumulation_steps=loop.accumulation_steps,
@@ -169,6 +173,7 @@ def _finetune(run: RunFolder, *, recipe: Recipe, material: _Material, display: D
         evaluate=lambda current: score(current).metrics,
         best_metric=headline,
         progress=display.progress("finetune"),
+        flops=token_flops(model, lengths=encoded.lengths, target_share=len(encoded) / int(encoded.lengths.sum())),
     )
     final = score(model, baselines=baselines)
     final.write(run.eval, name=task.name)

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from sortyard.jobs.pretraining import target_share
 from sortyard.jobs.sections import adapt_section, finetune_section, pretrain_section
 from sortyard.recipe import Recipe
 from sortyard.training.options import LoopOptions
@@ -78,7 +79,7 @@ def plan_pretraining(recipe: Recipe) -> Plan:
         InputError: The recipe has no pretrain section.
     """
     section = pretrain_section(recipe)
-    share = section.masking.probability if section.objective == "masked_lm" else 1.0
+    share = target_share(section)
     model = pretraining_shapes(recipe)
     return _plan(model, phase="pretrain", loop=section.loop, length=section.data.sequence_length, target_share=share)
 

@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sortyard.errors import InputError
+from sortyard.jobs.arithmetic import token_flops
 from sortyard.jobs.display import Display
 from sortyard.jobs.finishing import write_documents
 from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder, open_job
@@ -23,9 +24,11 @@ from sortyard.jobs.processes import (
     must_start_others,
 )
 from sortyard.jobs.sections import pretrain_section
+from sortyard.jobs.sparse_share import sequence_lengths
 from sortyard.recipe import LoadedRecipe, PretrainSection, Recipe
 from sortyard.training.run_folder import RunFolder
 from sortyard.training.run_lock import run_lock
+from sortyard.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -65,6 +68,7 @@ def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Displa
         if out is not None and _was_made_by_this_launch(out):
             return RunFolder.open(out)
         check_free(path)
+        check_trackers(section.loop.trackers)
         check_corpus(section.data)
         return create_run(
             path,
@@ -154,6 +158,7 @@ def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict
         best_metric="loss",
         progress=display.progress("pretrain"),
         parallel=recipe.parallel,
+        flops=token_flops(model, lengths=sequence_lengths(corpus.rows), target_share=target_share(section)),
     )
     if is_first():
         texts = decoded_rows(corpus)
@@ -275,6 +280,11 @@ def _source(rows: "PackedRows", *, section: PretrainSection, vocabulary: "Vocabu
     if section.objective == "causal_lm":
         return CausalLMSource(rows, vocabulary=vocabulary, seed=seed, **sizes)
     return MaskedLMSource(rows, vocabulary=vocabulary, masking=section.masking, seed=seed, **sizes)
+
+
+def target_share(section: PretrainSection) -> float:
+    """Returns the share of the tokens that are predicted."""
+    return section.masking.probability if section.objective == "masked_lm" else 1.0
 
 
 def _objective(section: PretrainSection) -> Any:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from sortyard.data.packing import PackedRows
@@ -35,6 +36,12 @@ class SparseShare:
         )
 
 
+def sequence_lengths(rows: "PackedRows") -> NDArray[np.int64]:
+    """Returns the tokens of every sequence in the first `LOOKED_AT` rows."""
+    pieces = [np.diff(rows.row(index).boundaries) for index in range(min(len(rows), LOOKED_AT))]
+    return np.concatenate(pieces).astype(np.int64)
+
+
 def sparse_share(rows: "PackedRows", *, model: Any) -> SparseShare | None:
     """Looks at the first `LOOKED_AT` rows.
 
@@ -52,8 +59,7 @@ def sparse_share(rows: "PackedRows", *, model: Any) -> SparseShare | None:
     if core is None:
         return None
     spec = core.spec_on(model.device)
-    pieces = [np.diff(rows.row(index).boundaries) for index in range(min(len(rows), LOOKED_AT))]
-    lengths, counts = np.unique(np.concatenate(pieces), return_counts=True)
+    lengths, counts = np.unique(sequence_lengths(rows), return_counts=True)
     left_out = np.array([expected_sparsity(spec, int(length), core.causal) for length in lengths])
     tokens, pairs = lengths * counts, lengths.astype(np.float64) ** 2 * counts
     return SparseShare(

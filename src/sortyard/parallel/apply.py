@@ -1,7 +1,7 @@
 """From a whole model to this process's part of it; the order is `parallelize`."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,13 @@ from sortyard.errors import InputError
 from sortyard.parallel.data import set_reduction, shard_stage
 from sortyard.parallel.experts import balance_over, cut_experts
 from sortyard.parallel.mesh import Layout
+from sortyard.parallel.occupancy import Occupancy
 from sortyard.parallel.options import ActivationCheckpointing, ParallelOptions
 from sortyard.parallel.placement import Placement, even_span
 from sortyard.parallel.schedule import Pipeline, check_schedule, stages_of
 from sortyard.parallel.stage import Batch, Shares, Stage, StageReport, split_model
 from sortyard.parallel.tensor import cut_by_plan, share_layers
+from sortyard.parallel.traffic import Traffic
 
 TIED = "model.embeddings.word_embeddings.weight"
 
@@ -50,6 +52,10 @@ class SplitModel:
         layout: the processes.
         placements: what is held of each of the stages' tensors, in the stages' order.
         added_up: names of parameters whose gradients are parts within a tensor-parallel group.
+
+    Attributes:
+        traffic: bytes by kind that this process exchanged in its first step; empty before it.
+        occupancy: how long its stages and the pipeline's schedule took.
     """
 
     def __init__(
@@ -65,6 +71,8 @@ class SplitModel:
         self._placements = placements
         self._added_up = frozenset(added_up)
         self._pipelines: dict[tuple[int, ...], Pipeline] = {}
+        self.traffic: dict[str, int] = {}
+        self.occupancy = Occupancy(layout.device)
 
     def backward(self, batches: Sequence[Batch], shares: Shares) -> list[StageReport]:
         """Run a step's micro-batches, this process's rows of them, and leave the gradients of the whole step.
@@ -78,14 +86,19 @@ class SplitModel:
         """
         for stage in self._stages():
             stage.load(batches, shares)
+        with Traffic() if not self.traffic else nullcontext() as traffic:
+            self._backward(batches)
+        self.traffic = traffic.bytes if traffic else self.traffic
+        return [report for stage in self._stages() for report in stage.reports.values()]
+
+    def _backward(self, batches: Sequence[Batch]) -> None:
         if self.layout.options.pp > 1:
             self._pipeline(batches).run()
         else:
             for number in range(len(batches)):
                 set_reduction(self.stages[0], is_last=number == len(batches) - 1, layout=self.layout)
                 self.stages[0](micro=torch.tensor(number)).backward()
-        self._add_up_gradients()
-        return [report for stage in self._stages() for report in stage.reports.values()]
+        self.add_up_gradients()
 
     def held(self, *, buffers: bool = True) -> Iterator[Held]:
         """What this process holds, stage by stage; tied tensors once for each stage."""
@@ -142,10 +155,12 @@ class SplitModel:
                 num_micro_batches=len(batches),
                 shape=(rows, length, self.config.hidden_size),
                 dtype=next(self.stages.parameters()).dtype,
+                occupancy=self.occupancy,
             )
         return self._pipelines[key]
 
-    def _add_up_gradients(self) -> None:
+    def add_up_gradients(self) -> None:
+        """Complete the gradients that other processes have parts of, after all backward passes."""
         tied = []
         for held in self.held(buffers=False):
             if held.tensor.grad is None:

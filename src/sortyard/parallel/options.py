@@ -54,3 +54,31 @@ class ParallelOptions(Options):
 
 
 ONE_PROCESS = ParallelOptions()
+
+
+def bubble_share(schedule: Schedule, *, pp: int, micro_batches: int, recomputes: bool = False) -> float:
+    """Share of a step's time in which a pipeline process waits for others.
+
+    With w the time that a process waits, in forward passes of all its layers, and 3 (4 with checkpointing) that of a
+    whole micro-batch:
+
+        gpipe, 1f1b              w = 3 (p - 1)                       share (p - 1) / (m + p - 1)
+        interleaved_1f1b         w = 3 (p - 1) / 2                   share (p - 1) / (2 m + p - 1)
+        zero bubble, both forms  w = (p - 1) / 2                     share (p - 1) / (6 m + p - 1)
+
+    With checkpointing the last w is p - 1.
+
+    Args:
+        schedule: the schedule.
+        pp: pipeline processes.
+        micro_batches: of a step.
+        recomputes: whether activations are recomputed.
+    """
+    passes = 4.0 if recomputes else 3.0
+    if schedule in ONE_STAGE:
+        waits = passes * (pp - 1)
+    elif schedule == "interleaved_1f1b":
+        waits = passes * (pp - 1) / 2
+    else:
+        waits = (pp - 1) * (passes - 2) / 2
+    return waits / (passes * micro_batches + waits)

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
 
 from sortyard.errors import InputError
 from sortyard.parallel.mesh import Layout
+from sortyard.parallel.occupancy import Occupancy, TimedStage
 from sortyard.parallel.options import ActivationCheckpointing, ParallelOptions
 from sortyard.parallel.stage import Stage
 
@@ -75,6 +75,7 @@ class Pipeline:
         num_micro_batches: of a step.
         shape: of this process's states [B, T, D].
         dtype: of the states.
+        occupancy: told how long passes and schedules take.
     """
 
     def __init__(
@@ -85,14 +86,15 @@ class Pipeline:
         num_micro_batches: int,
         shape: tuple[int, int, int],
         dtype: torch.dtype,
+        occupancy: Occupancy,
     ) -> None:
         options = layout.options
-        self.num_micro_batches = num_micro_batches
+        self.num_micro_batches, self._occupancy = num_micro_batches, occupancy
         self.is_first = any(stage.is_first for stage in stages)
         self.is_last = any(stage.is_last for stage in stages)
         group = layout.dense.get_group("pp")
         bound: list[Any] = [
-            PipelineStage(
+            TimedStage(
                 stage,
                 stage.index,
                 options.num_stages,
@@ -100,6 +102,7 @@ class Pipeline:
                 input_args=_examples(stage, shape, dtype, is_input=True),
                 output_args=_examples(stage, shape, dtype, is_input=False),
                 group=group,
+                occupancy=occupancy,
             )
             for stage in stages
         ]
@@ -115,7 +118,8 @@ class Pipeline:
         """Take every micro-batch that the stages hold forward and backward; gradients add up."""
         numbers = torch.arange(self.num_micro_batches)
         inputs = (numbers,) if self.is_first else ()
-        self._schedule.step(*inputs, micro=numbers, **({"target": numbers} if self.is_last else {}))
+        with self._occupancy.scheduled():
+            self._schedule.step(*inputs, micro=numbers, **({"target": numbers} if self.is_last else {}))
 
 
 def _of_micro_batch(loss: Tensor, _number: Tensor) -> Tensor:

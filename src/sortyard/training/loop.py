@@ -12,6 +12,7 @@ from sortyard.errors import InputError
 from sortyard.objectives.total import Objective
 from sortyard.parallel.mesh import is_first
 from sortyard.parallel.options import ONE_PROCESS, ParallelOptions
+from sortyard.training.efficiency import TokenFlops
 from sortyard.training.evaluating import Evaluate, Evaluation
 from sortyard.training.opening import Steps, make_stepper, open_recorder, open_session
 from sortyard.training.options import LoopOptions, OptimizerOptions, ScheduleOptions
@@ -24,6 +25,7 @@ from sortyard.training.session import Session
 from sortyard.training.state import TrainState
 from sortyard.training.step import StepResult
 from sortyard.training.stop_signals import StopSignals
+from sortyard.training.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def train(
     best_metric: str | None = None,
     progress: Progress | None = None,
     parallel: ParallelOptions = ONE_PROCESS,
+    flops: TokenFlops | None = None,
 ) -> TrainResult:
     """Train a model, or go on with a run that was interrupted.
 
@@ -86,6 +89,7 @@ def train(
         progress: the display; None shows nothing.
         parallel: the layout, where several processes have met (`sortyard.parallel.mesh.join_processes`) and make this
             call together; it changes nothing of what is computed.
+        flops: arithmetic of one token of this data, for the metrics; None leaves out what follows from it.
 
     Returns:
         How the run ended; the model holds the exported weights (of several processes, the first one's).
@@ -98,6 +102,8 @@ def train(
     """
     if (loop.keep_best or loop.early_stopping_patience) and (evaluate is None or best_metric is None):
         raise InputError("keep_best and early_stopping_patience need evaluation data: turn them off, or give some")
+    if is_first():
+        check_trackers(loop.trackers)
     display = progress or NoProgress()
     with run_lock(run.path) if is_first() else nullcontext():
         session = open_session(
@@ -114,7 +120,9 @@ def train(
 
         recorder: Records = NoRecorder()
         if is_first():
-            recorder = open_recorder(session, run, loop=loop, display=display, steps_per_epoch=source.steps_per_epoch)
+            recorder = open_recorder(
+                session, run, loop=loop, display=display, steps_per_epoch=source.steps_per_epoch, flops=flops
+            )
         stepper = make_stepper(
             session,
             objective=objective,
@@ -161,7 +169,7 @@ def _run(
             rows = source.step(state.step, share=session.share)
             watch.beat(f"computing step {state.step + 1}")
             result = stepper.take(rows, step=state.step)
-            seconds, stop = session.agree(seconds=time.perf_counter() - started, signal=signals.received or 0)
+            seconds, stop, memory = session.agree(seconds=time.perf_counter() - started, signal=signals.received or 0)
             state.advance(result, seconds=seconds)
             _report_trouble(result, state, source=source, loop=loop, recorder=recorder)
             state.finished = _reason_to_finish(state, total=total, loop=loop)
@@ -170,7 +178,8 @@ def _run(
             is_best = False
             if evaluation is not None and (state.finished or _is_due(state.step, loop.eval_every)):
                 is_best = evaluation.run(session, recorder=recorder)
-            recorder.step(state, lr=result.lr, is_due=bool(state.finished) or _is_due(state.step, loop.log_every))
+            is_line_due = bool(state.finished) or _is_due(state.step, loop.log_every)
+            recorder.step(state, lr=result.lr, memory=memory, is_due=is_line_due)
 
             is_save_due = _is_due(state.step, loop.checkpoint_every) or (is_best and loop.keep_best)
             if is_save_due or stop or state.finished:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sortyard.parallel import KINDS
 from sortyard.training.step import StepResult
 
 Loads = npt.NDArray[np.float64]
@@ -28,6 +29,8 @@ class Window:
     sparsity: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
+    bubble_share: float | None = None
+    traffic: dict[str, int] | None = None
     expert_loads: list[list[float]] | None = None
 
     def add(self, result: StepResult, *, seconds: float) -> None:
@@ -41,6 +44,9 @@ class Window:
         self.balance_loss += result.balance_loss
         self.grad_norm += result.grad_norm
         self.sparsity += result.sparsity
+        if result.bubble_share is not None:
+            self.bubble_share = (self.bubble_share or 0.0) + result.bubble_share
+        self.traffic = None if result.traffic is None else dict(result.traffic)
         if result.expert_loads is not None:
             loads = result.expert_loads.double().numpy()
             self.expert_loads = (loads if self.expert_loads is None else loads + np.array(self.expert_loads)).tolist()
@@ -61,6 +67,8 @@ class Window:
             "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
             "utilisation": None if loads is None else utilisation(loads),
             "experts_used": None if loads is None else experts_used(loads),
+            "bubble_share": None if self.bubble_share is None else self.bubble_share / self.updates,
+            **{f"{kind}_bytes": None if self.traffic is None else self.traffic[kind] for kind in KINDS},
         }
 
     def to_json(self) -> dict[str, Any]:

@@ -4,13 +4,15 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from sortyard.objectives.total import Objective
 from sortyard.parallel.activation_checkpointing import checkpoint_activations
 from sortyard.parallel.mesh import Layout, is_one_of_many
-from sortyard.parallel.options import ParallelOptions
+from sortyard.parallel.options import ParallelOptions, bubble_share
 from sortyard.training.checkpoint import CheckpointStore
+from sortyard.training.efficiency import Efficiency, TokenFlops, peak_flops
 from sortyard.training.optimizer import build_optimizer
 from sortyard.training.options import LoopOptions, OptimizerOptions
 from sortyard.training.precision import Precision
@@ -19,6 +21,7 @@ from sortyard.training.recorder import Recorder
 from sortyard.training.run_folder import RunFolder
 from sortyard.training.session import Session, prepare_device
 from sortyard.training.step import Stepper, StepResult
+from sortyard.training.trackers import TensorBoard, Tracker, Writer
 
 
 class Steps(Protocol):
@@ -52,14 +55,13 @@ def open_session(
     Raises:
         InputError: the device is not there, or the layout does not fit the processes or the model.
     """
-
-    def warn(message: str) -> None:
-        run.append_event("warning", message=message)
-        display.message(f"warning: {message}")
-
     device = prepare_device(loop)
     precision = Precision(loop.precision, device=device)
-    keep: dict[str, Any] = {"keep": loop.keep_checkpoints, "warn": warn, "in_background": loop.async_checkpoints}
+    keep: dict[str, Any] = {
+        "keep": loop.keep_checkpoints,
+        "warn": _warner(run, display),
+        "in_background": loop.async_checkpoints,
+    }
     if not is_one_of_many():
         model.to(device)
         model.train()
@@ -101,6 +103,14 @@ def open_session(
     )
 
 
+def _warner(run: RunFolder, display: Progress) -> Callable[[str], None]:
+    def warn(message: str) -> None:
+        run.append_event("warning", message=message)
+        display.message(f"warning: {message}")
+
+    return warn
+
+
 def make_stepper(
     session: Session, *, objective: Objective, loop: LoopOptions, lr: Callable[[int], float], seed: int
 ) -> Steps:
@@ -130,7 +140,13 @@ def _checkpoint_activations(model: Any, loop: LoopOptions) -> None:
 
 
 def open_recorder(
-    session: Session, run: RunFolder, *, loop: LoopOptions, display: Progress, steps_per_epoch: int
+    session: Session,
+    run: RunFolder,
+    *,
+    loop: LoopOptions,
+    display: Progress,
+    steps_per_epoch: int,
+    flops: TokenFlops | None,
 ) -> Recorder:
     """The records of a run, cut back to where it goes on.
 
@@ -140,14 +156,35 @@ def open_recorder(
         loop: what is written.
         display: what a person sees.
         steps_per_epoch: optimizer steps in one pass over the data.
+        flops: of a token.
     """
     step = session.state.step
     run.cut_after(step)
+    writers: list[Writer] = [TensorBoard(run, first_step=step)] if loop.tensorboard else []
+    writers += [Tracker(name, run, warn=_warner(run, display)) for name in loop.trackers]
     return Recorder(
         run,
         progress=display,
-        device=session.precision.device,
+        efficiency=_efficiency(session, flops, loop=loop),
         steps_per_epoch=steps_per_epoch,
-        tensorboard=loop.tensorboard,
-        first_step=step,
+        writers=writers,
     )
+
+
+def _efficiency(session: Session, flops: TokenFlops | None, *, loop: LoopOptions) -> Efficiency:
+    precision = session.precision
+    peak = None if flops is None else peak_flops(precision.device, dtype=precision.dtype or torch.float32)
+    if not is_one_of_many():
+        return Efficiency(flops, peak)
+
+    from sortyard.training.split_session import SplitSession
+
+    assert isinstance(session, SplitSession)
+    options = session.split.layout.options
+    ideal = None
+    if options.pp > 1:
+        recomputes = loop.activation_checkpointing != "none"
+        ideal = bubble_share(
+            options.schedule, pp=options.pp, micro_batches=loop.accumulation_steps, recomputes=recomputes
+        )
+    return Efficiency(flops, peak, num_processes=options.num_processes(), ideal_bubble_share=ideal)

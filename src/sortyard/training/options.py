@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 from sortyard.options import Options
 from sortyard.parallel.options import ActivationCheckpointing
 
+TrackerName = Literal["trackio", "wandb"]
+
 
 class OptimizerOptions(Options):
     """AdamW; weight decay spares biases, normalisations and embeddings (see `optimizer.parameter_groups`)."""
@@ -74,6 +76,9 @@ class LoopOptions(Options):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to train; auto = a GPU if there is one")
     max_seconds: float = Field(0.0, ge=0, description="training time after which the run ends as finished; 0 = off")
     tensorboard: bool = Field(True, description="also write the metrics for TensorBoard")
+    trackers: tuple[TrackerName, ...] = Field(
+        (), description="installed packages that get the metrics, too: trackio, wandb; neither uses a network by itself"
+    )
 
     @field_validator("activation_checkpointing", mode="before")
     @classmethod

@@ -1,20 +1,20 @@
-"""Keeps a run's records: metrics, routing, events, TensorBoard and the progress display, in step with its state."""
+"""Keeps a run's records: metrics, routing, events, trackers and the progress display, in step with its state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
-
-from sortyard.training.metrics import Window, load_shares, peak_memory_bytes
+from sortyard.training.efficiency import Efficiency
+from sortyard.training.metrics import Window, load_shares
 from sortyard.training.progress import Progress
 from sortyard.training.run_folder import RunFolder
 from sortyard.training.state import TrainState
+from sortyard.training.trackers import Writer
 
 
 class Records(Protocol):
     """Where a run writes what happens."""
 
-    def step(self, state: TrainState, *, lr: float, is_due: bool) -> None:
+    def step(self, state: TrainState, *, lr: float, memory: int, is_due: bool) -> None:
         """A step is finished; if a line is due, a new window begins."""
 
     def evaluation(self, metrics: Mapping[str, float], *, step: int) -> None:
@@ -36,7 +36,7 @@ class Records(Protocol):
 class NoRecorder:
     """Writes nothing: the records of a run that several processes share are the first one's."""
 
-    def step(self, state: TrainState, *, lr: float, is_due: bool) -> None:  # noqa: ARG002
+    def step(self, state: TrainState, *, lr: float, memory: int, is_due: bool) -> None:  # noqa: ARG002
         """Begin a new window where the first process does."""
         if is_due:
             state.window = Window()
@@ -63,10 +63,9 @@ class Recorder:
     Args:
         run: the run's folder, already cut back to the state's step.
         progress: the display.
-        device: whose memory to report.
+        efficiency: what speed is measured by.
         steps_per_epoch: optimizer steps in one pass over the data.
-        tensorboard: whether to write TensorBoard's files too.
-        first_step: finished steps at the start; what TensorBoard holds beyond them is hidden.
+        writers: what gets the metrics besides.
     """
 
     def __init__(
@@ -74,31 +73,26 @@ class Recorder:
         run: RunFolder,
         *,
         progress: Progress,
-        device: torch.device,
+        efficiency: Efficiency,
         steps_per_epoch: int,
-        tensorboard: bool,
-        first_step: int,
+        writers: Sequence[Writer] = (),
     ):
         self.run = run
         self.progress = progress
-        self._device = device
+        self._efficiency = efficiency
         self._steps_per_epoch = steps_per_epoch
-        self._writer: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
+        self._writers = writers
 
-            self._writer = SummaryWriter(str(run.tensorboard), purge_step=first_step + 1 if first_step else None)
-
-    def step(self, state: TrainState, *, lr: float, is_due: bool) -> None:
+    def step(self, state: TrainState, *, lr: float, memory: int, is_due: bool) -> None:
         """Show a finished step; if a line is due, write the window's averages and begin a new window."""
         averages = state.window.averages()
-        memory = peak_memory_bytes(self._device)
         self.progress.update({"step": state.step, "memory_bytes": memory, **averages})
         if not is_due:
             return
         values = {
             "epoch": state.step / self._steps_per_epoch,
             **averages,
+            **self._efficiency.of(averages),
             "lr": lr,
             "tokens": state.tokens,
             "memory_bytes": memory,
@@ -129,14 +123,13 @@ class Recorder:
         self.progress.message(message)
 
     def close(self) -> None:
-        """Finish TensorBoard's file and the display."""
-        if self._writer is not None:
-            self._writer.close()
+        """Finish what gets the metrics, and the display."""
+        for writer in self._writers:
+            writer.close()
         self.progress.stop()
 
     def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         self.run.append_metric(kind, step, values)
-        if self._writer is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self._writer.add_scalar(f"{kind}/{name}", value, step)
+        there = {f"{kind}/{name}": value for name, value in values.items() if value is not None}
+        for writer in self._writers:
+            writer.write(step, there)

@@ -12,6 +12,7 @@ from sortyard.errors import InputError
 from sortyard.parallel.mesh import is_one_of_many
 from sortyard.parallel.watch import NoWatch
 from sortyard.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
+from sortyard.training.metrics import peak_memory_bytes
 from sortyard.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from sortyard.training.options import LoopOptions
 from sortyard.training.pieces import Piece
@@ -75,9 +76,12 @@ class Session:
         """Which share of every micro-batch's rows is this process's, and of how many."""
         return 0, 1
 
-    def agree(self, *, seconds: float, signal: int) -> tuple[float, int]:
-        """A step's time and the signal that came meanwhile, 0 for none; the same on all processes of a run."""
-        return seconds, signal
+    def agree(self, *, seconds: float, signal: int) -> tuple[float, int, int]:
+        """A step's time, the signal that came meanwhile, 0 for none, and the peak of memory: the same on all processes.
+
+        Of several, each is the highest of all.
+        """
+        return seconds, signal, peak_memory_bytes(self.precision.device)
 
     def measure(self, evaluate: Callable[[Any], dict[str, float]]) -> dict[str, float]:
         """What an evaluation says of the model, which it gets in evaluation mode and without gradients."""

@@ -35,12 +35,12 @@ class SplitSession(Session):
         """Which share of every micro-batch's rows is this process's, and of how many."""
         return self.split.layout.data_rank, self.split.layout.data_size
 
-    def agree(self, *, seconds: float, signal: int) -> tuple[float, int]:
-        """The longest time and the highest signal of all processes."""
-        values = torch.tensor([seconds, float(signal)], dtype=torch.float64)
+    def agree(self, *, seconds: float, signal: int) -> tuple[float, int, int]:
+        """The longest time, the highest signal and the largest memory of all processes."""
+        values = torch.tensor(super().agree(seconds=seconds, signal=signal), dtype=torch.float64)
         with told_of_losses():
             dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.talk.group)
-        return float(values[0]), int(values[1])
+        return float(values[0]), int(values[1]), int(values[2])
 
     def measure(self, evaluate: Callable[[Any], dict[str, float]]) -> dict[str, float]:
         """Evaluate the whole model on the first process, while the others wait."""

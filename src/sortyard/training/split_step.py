@@ -8,13 +8,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sortyard.parallel import KINDS
 from sortyard.parallel.apply import SplitModel, local
 from sortyard.parallel.peers import told_of_losses
 from sortyard.parallel.stage import Shares, StageReport
 from sortyard.training.precision import Precision
 from sortyard.training.step import Outcome, StepResult, dropout_seed
 
-_TASK, _BALANCE, _SPARSITY, _SQUARES, _FIXED = range(5)
+_TASK, _BALANCE, _SPARSITY, _SQUARES, _BUSY, _WHOLE, _TRAFFIC = range(7)
+_FIXED = _TRAFFIC + len(KINDS)
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class SplitStepper:
                     sums[_BALANCE] += report.balance.sum() / layout.data_size
                     sums[_FIXED + report.micro] += float(not torch.isfinite(report.task + report.balance.sum()))
         sums[_SQUARES] = self._squares()
+        sums[_BUSY], sums[_WHOLE] = self.model.occupancy.take()
+        sums[_TRAFFIC:_FIXED] = torch.tensor([self.model.traffic[kind] for kind in KINDS])
         together = torch.cat([sums, loads.flatten()])
         dist.all_reduce(together)
         values = together[: len(sums)].tolist()
@@ -120,6 +124,8 @@ class SplitStepper:
             sparsity=values[_SPARSITY],
             expert_loads=loads.float().cpu() if num_layers else None,
             bad_micro_batch=bad,
+            bubble_share=1 - values[_BUSY] / values[_WHOLE] if values[_WHOLE] else None,
+            traffic={kind: int(count) for kind, count in zip(KINDS, values[_TRAFFIC:_FIXED], strict=True)},
         )
 
     def _squares(self) -> Tensor:

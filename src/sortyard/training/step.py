@@ -30,6 +30,8 @@ class StepResult:
         sparsity: mean share of query-key pairs not computed.
         expert_loads: routed copies [layers, experts] on the CPU; None without experts.
         bad_micro_batch: first micro-batch whose loss is not finite; -1 where only the gradient is not, or all is well.
+        bubble_share: measured share of the time in which the processes of a pipeline waited; None without one.
+        traffic: bytes by kind that all processes exchanged in their first step; None in one process.
     """
 
     outcome: Outcome
@@ -41,6 +43,8 @@ class StepResult:
     sparsity: float = 0.0
     expert_loads: Tensor | None = None
     bad_micro_batch: int = -1
+    bubble_share: float | None = None
+    traffic: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 
 from sortyard.jobs.layouts.machines import Cluster
 from sortyard.jobs.layouts.memory import Memory, memory_of_rank, rows_of_process
-from sortyard.jobs.layouts.pipeline import Chunk, bubble_share, stages_of_ranks
+from sortyard.jobs.layouts.pipeline import Chunk, stages_of_ranks
 from sortyard.jobs.layouts.traffic import KINDS, messages_of_rank
 from sortyard.jobs.layouts.weights import Weight, weights_of
 from sortyard.jobs.layouts.work import Work
-from sortyard.parallel.options import ParallelOptions
+from sortyard.parallel.options import ParallelOptions, bubble_share
 
 USABLE = 0.9
 ADAMW_PASSES = 7  # reads weight, gradient and two moments, writes three of them

@@ -9,7 +9,7 @@ Source: GPipe (arXiv:1811.06965), interleaved (arXiv:2104.04473), zero bubble an
 from dataclasses import dataclass
 
 from sortyard.errors import InputError
-from sortyard.parallel.options import ONE_STAGE, ParallelOptions, Schedule
+from sortyard.parallel.options import ParallelOptions, Schedule
 
 ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv_zero_bubble")
 
@@ -56,34 +56,6 @@ def check_schedule(schedule: Schedule, *, pp: int, micro_batches: int) -> None:
     rounds = max(1, micro_batches // pp)
     if schedule.startswith("interleaved") and micro_batches % rounds:
         raise InputError(f"accumulation_steps {micro_batches} does not fall into {rounds} even rounds for {schedule}")
-
-
-def bubble_share(schedule: Schedule, *, pp: int, micro_batches: int, recomputes: bool = False) -> float:
-    """Share of a step's time in which a pipeline process waits for others.
-
-    With w the time that a process waits, in forward passes of all its layers, and 3 (4 with checkpointing) that of a
-    whole micro-batch:
-
-        gpipe, 1f1b              w = 3 (p - 1)                       share (p - 1) / (m + p - 1)
-        interleaved_1f1b         w = 3 (p - 1) / 2                   share (p - 1) / (2 m + p - 1)
-        zero bubble, both forms  w = (p - 1) / 2                     share (p - 1) / (6 m + p - 1)
-
-    With checkpointing the last w is p - 1.
-
-    Args:
-        schedule: The schedule.
-        pp: Pipeline processes.
-        micro_batches: Of a step.
-        recomputes: Whether activations are recomputed.
-    """
-    passes = 4.0 if recomputes else 3.0
-    if schedule in ONE_STAGE:
-        waits = passes * (pp - 1)
-    elif schedule == "interleaved_1f1b":
-        waits = passes * (pp - 1) / 2
-    else:
-        waits = (pp - 1) * (passes - 2) / 2
-    return waits / (passes * micro_batches + waits)
 
 
 def in_flight(schedule: Schedule, *, rank: int, pp: int, micro_batches: int) -> int:

@@ -46,7 +46,7 @@ def balance_loss(
         return routing.scores.new_zeros(())
     num_experts = routing.scores.shape[1]
     loads = routing.loads.to(routing.scores.dtype)
-    num_tokens = loads.new_full((1,), float(routing.num_tokens))
+    num_tokens = loads.new_full((1,), routing.num_tokens)
     sums = total(torch.cat([loads, summed_shares(routing), num_tokens]))
     loads, shares, tokens = sums.split([num_experts, num_experts, 1])
     loss = _FORMS[form](loads / loads.sum().clamp(min=1), shares / tokens.clamp(min=1))

@@ -1,0 +1,106 @@
+"""How much of what the processors could do a run does."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+_PEAKS = {  # part of a GPU's name, the first that fits: dense TFLOP/s in 16 bits, TF32 and float32, of the data sheets
+    "H100 PCIe": (756, 378, 51.2),
+    "H100 NVL": (835, 417.5, 60),
+    "H100": (989.4, 494.7, 66.9),
+    "H200": (989.4, 494.7, 66.9),
+    "B200": (2250, 1125, 75),
+    "A100": (312, 156, 19.5),
+    "A10G": (70, 35, 31.2),
+    "A10": (125, 62.5, 31.2),
+    "L40S": (362, 183, 91.6),
+    "L4": (121, 60, 30.3),
+    "V100": (125, 15.7, 15.7),
+    "T4": (65, 8.1, 8.1),
+    "RTX 4090": (165.2, 82.6, 82.6),
+    "RTX 3090": (71, 35.6, 35.6),
+    "MI300X": (1307.4, 653.7, 163.4),
+}
+_SIDE, _TRIES = 512, 5
+
+
+@dataclass(frozen=True)
+class TokenFlops:
+    """Arithmetic of training on one token, forward and backward, without what is computed again.
+
+    Args:
+        executed: of the model as it is: chosen experts, keys that attention reads, the choice of buckets.
+        dense: of its dense equivalent: the same but for attention, which reads every key.
+    """
+
+    executed: float
+    dense: float
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """What a run's speed is measured by.
+
+    Args:
+        flops: of a token; None where the model is not ours to count.
+        peak: FLOP/s of one process's device; None where it is not known.
+        num_processes: of the run.
+        ideal_bubble_share: of the pipeline's schedule; None without a pipeline.
+    """
+
+    flops: TokenFlops | None = None
+    peak: float | None = None
+    num_processes: int = 1
+    ideal_bubble_share: float | None = None
+
+    def of(self, averages: Mapping[str, Any]) -> dict[str, float | None]:
+        """The part of a metrics line that follows from a window's averages."""
+        speed = averages["tokens_per_second"]
+        rates = [None if speed is None or self.flops is None else speed * self.flops.executed]
+        rates.append(None if speed is None or self.flops is None else speed * self.flops.dense)
+        peak = None if self.peak is None else self.peak * self.num_processes
+        executed, dense = (None if rate is None or peak is None else rate / peak for rate in rates)
+        return {
+            "tokens_per_second_per_process": None if speed is None else speed / self.num_processes,
+            "flops_per_second": rates[0],
+            "mfu": executed,
+            "mfu_dense": dense,
+            "bubble_share_ideal": self.ideal_bubble_share,
+        }
+
+
+def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float | None:
+    """FLOP/s that a device could do in matrix products at best.
+
+    Of a GPU what its data sheet says, by its name. A CPU's is measured, once in a process: the best of a few products
+    of two matrices with torch's threads, about what a fast program gets while nothing else runs.
+
+    Args:
+        device: where a run computes.
+        dtype: number format of its matrix products.
+
+    Returns:
+        FLOP/s; None for a GPU that is not in the table.
+    """
+    if device.type != "cuda":
+        return _measured(dtype)
+    name = torch.cuda.get_device_name(device)
+    half, tf32, full = next((peaks for part, peaks in _PEAKS.items() if part in name), (None, None, None))
+    if dtype == torch.float32:
+        half = full if torch.get_float32_matmul_precision() == "highest" else tf32
+    return None if half is None else half * 1e12
+
+
+@cache
+def _measured(dtype: torch.dtype) -> float:
+    left = torch.full((_SIDE, _SIDE), 0.5, dtype=dtype)
+    seconds = []
+    for _ in range(_TRIES):
+        started = time.perf_counter()
+        left @ left
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * _SIDE**3 / min(seconds)
