@@ -7,6 +7,7 @@ import torch
 
 from sortyard.errors import InputError
 from sortyard.training.run_folder import RunFolder
+from sortyard.training.stop_signals import StopSignals
 from tests.training.tiny import TinyModel, TinySource, new_run, same_bits, tensors_of, train_tiny, without_times
 
 
@@ -181,6 +182,7 @@ def test_signals_save_and_leave(tmp_path, run, number, error, behind):
         def step(self, step, share=(0, 1)):
             if step == 4:
                 os.kill(os.getpid(), number)
+                os.kill(os.getpid(), number)  # by another way, as torchrun passes on what a scheduler sends to all
             return super().step(step)
 
     before = signal.getsignal(number)
@@ -197,6 +199,15 @@ def test_signals_save_and_leave(tmp_path, run, number, error, behind):
     train_tiny(whole)
     assert same_bits(tensors_of(run, 8), tensors_of(whole, 8))
     assert without_times(run.read_metrics()) == without_times(whole.read_metrics())
+
+
+def test_a_later_signal_acts_at_once(monkeypatch):
+    times = iter([100.0, 101.0, 103.0])
+    monkeypatch.setattr("sortyard.training.stop_signals.time.monotonic", lambda: next(times))
+    with StopSignals() as signals, pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the third one raises
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            assert signals.received == signal.SIGTERM
 
 
 def test_another_number_of_threads_is_a_warning(run, monkeypatch):
