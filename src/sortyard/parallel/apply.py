@@ -214,7 +214,10 @@ def check_model(
     )
     blocks = model.base_model.encoder.layers
     if options.tp > 1:
-        model.check_divides(options.tp)
+        try:
+            model.check_divides(options.tp)
+        except InputError as error:
+            raise InputError(f"parallel.tp: {error}") from None
     if options.ep > 1 and not any(block.is_routed for block in blocks):
         raise InputError(f"parallel.ep is {options.ep}, but the model has no experts; set it to 1")
     if options.ep > 1 and config.num_experts < options.ep:
