@@ -201,6 +201,15 @@ def test_signals_save_and_leave(tmp_path, run, number, error, behind):
     assert without_times(run.read_metrics()) == without_times(whole.read_metrics())
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own answer to Ctrl-C, which a shell takes from what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_later_signal_acts_at_once(monkeypatch):
     times = iter([100.0, 101.0, 103.0])
     monkeypatch.setattr("sortyard.training.stop_signals.time.monotonic", lambda: next(times))
