@@ -1,12 +1,12 @@
 """A layout of many processes tried in one: what each would hold, and what would go wrong."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sortyard.errors import InputError, first_line
 from sortyard.jobs.plan import pretraining_shapes
+from sortyard.jobs.processes import check_fits
 from sortyard.jobs.sections import pretrain_section
 from sortyard.parallel.options import ParallelOptions
 from sortyard.recipe import PretrainSection, Recipe
@@ -116,9 +116,8 @@ def try_layout(recipe: Recipe, options: ParallelOptions, num_processes: int) -> 
         InputError: The recipe has no pretrain section, or nothing can be tried in this process.
     """
     from sortyard.data.order import share_of
-    from sortyard.parallel.apply import check_model
     from sortyard.parallel.mesh import resolve
-    from sortyard.parallel.options import bubble_share
+    from sortyard.training.efficiency import ideal_bubble_share
 
     section = pretrain_section(recipe)
     report = LayoutReport(options.model_dump(), num_processes)
@@ -126,28 +125,16 @@ def try_layout(recipe: Recipe, options: ParallelOptions, num_processes: int) -> 
     loop = section.loop
     try:
         options = resolve(options, num_processes=num_processes)
-        check_model(
-            model,
-            options,
-            num_micro_batches=loop.accumulation_steps,
-            checkpointing=loop.activation_checkpointing,
-        )
-        first, end = share_of(loop.micro_batch_size, (0, options.dp_replicate * options.dp_shard * options.ep))
+        check_fits(model, options, loop)
     except InputError as error:
         return replace(report, problems=(str(error),))
+    first, end = share_of(loop.micro_batch_size, (0, options.num_shares))
     report = replace(
         report,
         layout=options.model_dump(),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         rows_per_process=end - first,
-        ideal_bubble_share=None
-        if options.pp == 1
-        else bubble_share(
-            options.schedule,
-            pp=options.pp,
-            micro_batches=loop.accumulation_steps,
-            recomputes=loop.activation_checkpointing != "none",
-        ),
+        ideal_bubble_share=ideal_bubble_share(options, loop),
     )
     for place in range(options.pp):
         report = _with_place(report, recipe, options, rank=place * (num_processes // options.pp))
@@ -169,9 +156,7 @@ def _with_place(report: LayoutReport, recipe: Recipe, options: ParallelOptions, 
         if report.problems:
             return report
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*returned a view tensor")  # nothing here writes in place
-                return replace(report, passes=_run_step(split, section))
+            return replace(report, passes=_run_step(split, section))
         except Exception as error:  # a layout may break anything
             reason = first_line(error.__cause__ or error)
             return replace(report, problems=(f"process {rank}, in a step: {reason}",), passes="broke off")

@@ -79,10 +79,7 @@ def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Displa
             fingerprint=fingerprint([section.data.path]),
         )
 
-    run = create() if is_first() else None
-    run = run or RunFolder.open(Path(as_first_says(None)))
-    if is_first():
-        as_first_says(str(run.path))
+    run = RunFolder.open(Path(as_first_says(lambda: str(create().path))))
     count = must_start_others(recipe, section.loop)
     if count:
         display.say(f"{run.path}: {count} processes")

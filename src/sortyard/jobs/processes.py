@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sortyard.errors import InputError, LostProcessError
 from sortyard.jobs.display import Display
 from sortyard.jobs.sections import pretrain_section
+from sortyard.parallel.options import ParallelOptions
 from sortyard.recipe import Recipe
 from sortyard.training.options import LoopOptions
 
@@ -40,18 +41,26 @@ def check_layout(recipe: Recipe) -> None:
     loop = pretrain_section(recipe).loop
     count = num_started() or must_start_others(recipe, loop) or 1
     layout = resolve(recipe.parallel, num_processes=count)
-    if count == 1:
-        return
+    if count > 1:
+        check_fits(pretraining_shapes(recipe), layout, loop)
+
+
+def check_fits(model: Any, layout: ParallelOptions, loop: LoopOptions) -> None:
+    """Refuse a layout that a model or the rows and micro-batches of its steps cannot be cut to.
+
+    Args:
+        model: A whole head of sortyard.model, real or meta.
+        layout: With dp_shard resolved.
+        loop: The batches.
+
+    Raises:
+        InputError: naming the option that does not fit.
+    """
     from sortyard.data.order import share_of
     from sortyard.parallel.apply import check_model
 
-    share_of(loop.micro_batch_size, (0, layout.dp_replicate * layout.dp_shard * layout.ep))
-    check_model(
-        pretraining_shapes(recipe),
-        layout,
-        num_micro_batches=loop.accumulation_steps,
-        checkpointing=loop.activation_checkpointing,
-    )
+    share_of(loop.micro_batch_size, (0, layout.num_shares))
+    check_model(model, layout, num_micro_batches=loop.accumulation_steps, checkpointing=loop.activation_checkpointing)
 
 
 def go_on_in_processes(path: Path, *, recipe: Recipe, count: int, display: Display) -> None:
@@ -118,11 +127,10 @@ def first_then_others(work: Callable[[], Value]) -> Value:
         return work()
 
 
-def as_first_says(value: str | None) -> str:
-    """What the first process passes; the others pass None."""
+def as_first_says(say: Callable[[], str]) -> str:
+    """What the first process comes to; the others do not try, and are told."""
     from sortyard.parallel.mesh import is_one_of_many
     from sortyard.parallel.peers import Group
 
-    said = Group.of_all().share(value) if is_one_of_many() else value
-    assert said is not None
-    return str(said)
+    said = say() if is_first() else ""
+    return str(Group.of_all().share(said)) if is_one_of_many() else said

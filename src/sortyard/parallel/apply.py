@@ -15,9 +15,9 @@ from sortyard.parallel.data import set_reduction, shard_stage
 from sortyard.parallel.experts import balance_over, cut_experts
 from sortyard.parallel.mesh import Layout
 from sortyard.parallel.occupancy import Occupancy
-from sortyard.parallel.options import ActivationCheckpointing, ParallelOptions
+from sortyard.parallel.options import ActivationCheckpointing, ParallelOptions, stages_of
 from sortyard.parallel.placement import Placement, even_span
-from sortyard.parallel.schedule import Pipeline, check_schedule, stages_of
+from sortyard.parallel.schedule import Pipeline, check_schedule
 from sortyard.parallel.stage import Batch, Shares, Stage, StageReport, split_model
 from sortyard.parallel.tensor import cut_by_plan, share_layers
 from sortyard.parallel.traffic import Traffic
@@ -222,8 +222,7 @@ def check_model(
         raise InputError(f"parallel.ep is {options.ep}, but the model has no experts; set it to 1")
     if options.ep > 1 and config.num_experts < options.ep:
         raise InputError(f"parallel.ep is {options.ep}, but there are only {config.num_experts} experts; lower it")
-    others = options.dp_replicate * options.dp_shard * options.ep
-    if others > 1 and config.context == "shuffled":
+    if options.num_shares > 1 and config.context == "shuffled":
         raise InputError(
             "model.context shuffled reads another sequence of the micro-batch, whose rows data-parallel processes "
             "share: train this control with tp or pp only"

@@ -48,12 +48,33 @@ class ParallelOptions(Options):
         """Pipeline stages; an interleaved process has two."""
         return self.pp if self.pp == 1 or self.schedule in ONE_STAGE else 2 * self.pp
 
+    @property
+    def num_shares(self) -> int:
+        """Data-parallel processes, which see different rows of a micro-batch, where dp_shard 0 counts as 1."""
+        return self.dp_replicate * max(1, self.dp_shard) * self.ep
+
     def num_processes(self) -> int:
         """Processes of the layout, where dp_shard 0 counts as 1."""
-        return self.pp * self.dp_replicate * max(1, self.dp_shard) * self.ep * self.tp
+        return self.pp * self.num_shares * self.tp
 
 
 ONE_PROCESS = ParallelOptions()
+
+
+def stages_of(options: ParallelOptions, *, rank: int) -> list[int]:
+    """The stages that a process of the pipeline holds: one, every pp-th, or for zbv one from each end."""
+    if options.num_stages == options.pp:
+        return [rank]
+    if options.schedule == "zbv_zero_bubble":
+        return [rank, options.num_stages - 1 - rank]
+    return [rank, rank + options.pp]
+
+
+def layer_span(num_layers: int, num_stages: int, index: int) -> tuple[int, int]:
+    """The layers of a stage; where they do not divide, early stages have one more, as the last one has the head."""
+    each, more = divmod(num_layers, num_stages)
+    first = index * each + min(index, more)
+    return first, first + each + (index < more)
 
 
 def bubble_share(schedule: Schedule, *, pp: int, micro_batches: int, recomputes: bool = False) -> float:

@@ -22,15 +22,6 @@ _CLASSES = {
 }
 
 
-def stages_of(options: ParallelOptions, *, rank: int) -> list[int]:
-    """The stages that a process of the pipeline holds: one, every pp-th, or for zbv one from each end."""
-    if options.num_stages == options.pp:
-        return [rank]
-    if options.schedule == "zbv_zero_bubble":
-        return [rank, options.num_stages - 1 - rank]
-    return [rank, rank + options.pp]
-
-
 def check_schedule(
     options: ParallelOptions, *, num_layers: int, num_micro_batches: int, checkpointing: ActivationCheckpointing
 ) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sortyard.parallel.options import layer_span
+
 Batch = Mapping[str, Tensor]
 
 
@@ -187,10 +189,3 @@ def _prune(part: Any, index: int, num_stages: int) -> int:
         for name in [name for name, _ in part.named_children() if name != part.base_model_prefix]:
             delattr(part, name)
     return int(before)
-
-
-def layer_span(num_layers: int, num_stages: int, index: int) -> tuple[int, int]:
-    """The layers of a stage; where they do not divide, early stages have one more, as the last one has the head."""
-    each, more = divmod(num_layers, num_stages)
-    first = index * each + min(index, more)
-    return first, first + each + (index < more)

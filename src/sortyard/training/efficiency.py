@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from sortyard.parallel.options import ParallelOptions, bubble_share
+from sortyard.training.options import LoopOptions
+
 _PEAKS = {  # part of a GPU's name, the first that fits: dense TFLOP/s in 16 bits, TF32 and float32, of the data sheets
     "H100 PCIe": (756, 378, 51.2),
     "H100 NVL": (835, 417.5, 60),
@@ -104,3 +107,11 @@ def _measured(dtype: torch.dtype) -> float:
         left @ left
         seconds.append(time.perf_counter() - started)
     return 2.0 * _SIDE**3 / min(seconds)
+
+
+def ideal_bubble_share(options: ParallelOptions, loop: LoopOptions) -> float | None:
+    """Share of a step in which a pipeline's process would wait, were stages equally slow; None without a pipeline."""
+    if options.pp == 1:
+        return None
+    recomputes = loop.activation_checkpointing != "none"
+    return bubble_share(options.schedule, pp=options.pp, micro_batches=loop.accumulation_steps, recomputes=recomputes)

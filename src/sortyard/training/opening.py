@@ -10,9 +10,9 @@ from torch import Tensor
 from sortyard.objectives.total import Objective
 from sortyard.parallel.activation_checkpointing import checkpoint_activations
 from sortyard.parallel.mesh import Layout, is_one_of_many
-from sortyard.parallel.options import ParallelOptions, bubble_share
+from sortyard.parallel.options import ParallelOptions
 from sortyard.training.checkpoint import CheckpointStore
-from sortyard.training.efficiency import Efficiency, TokenFlops, peak_flops
+from sortyard.training.efficiency import Efficiency, TokenFlops, ideal_bubble_share, peak_flops
 from sortyard.training.optimizer import build_optimizer
 from sortyard.training.options import LoopOptions, OptimizerOptions
 from sortyard.training.precision import Precision
@@ -181,10 +181,5 @@ def _efficiency(session: Session, flops: TokenFlops | None, *, loop: LoopOptions
 
     assert isinstance(session, SplitSession)
     options = session.split.layout.options
-    ideal = None
-    if options.pp > 1:
-        recomputes = loop.activation_checkpointing != "none"
-        ideal = bubble_share(
-            options.schedule, pp=options.pp, micro_batches=loop.accumulation_steps, recomputes=recomputes
-        )
+    ideal = ideal_bubble_share(options, loop)
     return Efficiency(flops, peak, num_processes=options.num_processes(), ideal_bubble_share=ideal)

@@ -38,12 +38,7 @@ class Memory:
 
 def rows_of_process(work: Work, layout: ParallelOptions) -> int:
     """Rows of a micro-batch for one data-parallel process; of the one with most, where they come out uneven."""
-    return math.ceil(work.rows / data_parallel(layout))
-
-
-def data_parallel(layout: ParallelOptions) -> int:
-    """Processes that share the rows of a micro-batch."""
-    return layout.dp_replicate * layout.dp_shard * layout.ep
+    return math.ceil(work.rows / layout.num_shares)
 
 
 def cut_of(layout: ParallelOptions) -> Cut:

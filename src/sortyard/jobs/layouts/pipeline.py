@@ -9,7 +9,7 @@ Source: GPipe (arXiv:1811.06965), interleaved (arXiv:2104.04473), zero bubble an
 from dataclasses import dataclass
 
 from sortyard.errors import InputError
-from sortyard.parallel.options import ParallelOptions, Schedule
+from sortyard.parallel.options import ParallelOptions, Schedule, layer_span, stages_of
 
 ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv_zero_bubble")
 
@@ -31,17 +31,11 @@ def stages_of_ranks(layout: ParallelOptions, *, num_layers: int) -> list[list[Ch
         num_layers: Layers of the model, at least as many as stages.
     """
     count = layout.num_stages
-    ends = [num_layers * (stage + 1) // count for stage in range(count)]
-    sizes = sorted((end - start for start, end in zip([0, *ends], ends, strict=False)), reverse=True)
-    starts = [sum(sizes[:stage]) for stage in range(count)]
     chunks = [
-        Chunk(range(start, start + size), has_embeddings=stage == 0, has_head=stage == count - 1)
-        for stage, (start, size) in enumerate(zip(starts, sizes, strict=True))
+        Chunk(range(*layer_span(num_layers, count, stage)), has_embeddings=stage == 0, has_head=stage == count - 1)
+        for stage in range(count)
     ]
-    if count == layout.pp:
-        return [[chunk] for chunk in chunks]
-    second = reversed(chunks[layout.pp :]) if layout.schedule == "zbv_zero_bubble" else chunks[layout.pp :]
-    return [list(pair) for pair in zip(chunks[: layout.pp], second, strict=True)]
+    return [[chunks[stage] for stage in stages_of(layout, rank=rank)] for rank in range(layout.pp)]
 
 
 def check_schedule(schedule: Schedule, *, pp: int, micro_batches: int) -> None:

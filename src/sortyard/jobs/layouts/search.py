@@ -8,7 +8,6 @@ from typing import get_args
 from sortyard.errors import InputError
 from sortyard.jobs.layouts.estimate import Estimate, estimate_layout
 from sortyard.jobs.layouts.machines import Cluster
-from sortyard.jobs.layouts.memory import data_parallel
 from sortyard.jobs.layouts.pipeline import check_schedule
 from sortyard.jobs.layouts.work import Work
 from sortyard.parallel.options import ParallelOptions, Schedule
@@ -71,8 +70,8 @@ def check_layout(work: Work, layout: ParallelOptions, cluster: Cluster) -> None:
         raise InputError(f"ep is {layout.ep}, but the model has no experts")
     if has_experts and config.num_experts % layout.ep:
         raise InputError(f"ep {layout.ep} does not divide num_experts {config.num_experts}")
-    if data_parallel(layout) > work.rows:
-        raise InputError(f"{data_parallel(layout)} data-parallel processes for micro_batch_size {work.rows}")
+    if layout.num_shares > work.rows:
+        raise InputError(f"{layout.num_shares} data-parallel processes for micro_batch_size {work.rows}")
     if layout.num_stages > work.num_layers:
         raise InputError(f"{layout.num_stages} pipeline stages for num_hidden_layers {work.num_layers}")
     check_schedule(layout.schedule, pp=layout.pp, micro_batches=work.micro_batches)
