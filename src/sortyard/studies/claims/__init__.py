@@ -1,0 +1,1 @@
+"""The article's numbered claims, each measured beside its controls."""
