@@ -85,7 +85,7 @@ def inference(work: Path) -> Finding:
     ratios = {where: ratio for where, ratio in ratios.items() if where}
     if not ratios:
         return missing("no rival could be timed")
-    fair = {where: ratio for where, ratio in ratios.items() if where != _BATCHES["padded"]}
+    fair = {where: ratio for where, ratio in ratios.items() if not where.endswith(_BATCHES["padded"])}
     factors = [
         f"{step['factor']} {step['times_faster']['median']:.2f}x"
         for steps in found["summary"]["factors"].values()
@@ -200,10 +200,11 @@ def _lengths(found: Json) -> str:
 
 
 def _where(cell: str, rival: str) -> str:
+    """Number format, and kind of batch or length; "" for batches that stand for no user's."""
+    dtype, _, rest = cell.partition("/")
     batches = rival.partition("@")[2]
-    if batches:
-        return _BATCHES.get(batches, "")
-    return f"{cell.rpartition('/')[2]} tokens"
+    place = _BATCHES.get(batches, "") if batches else f"{rest.rpartition('/')[2]} tokens"
+    return f"{dtype} {place}" if place else ""
 
 
 def _is_plain(ours: str) -> bool:

@@ -1,0 +1,206 @@
+"""`study claims`: what is run for a claim, in which order, and how measurements are read."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sortyard.errors import InputError
+from sortyard.studies.claims.claim_list import CLAIMS
+from sortyard.studies.claims.cpu_steps import Asked, ledger_steps
+from sortyard.studies.claims.findings import FAILS, HOLDS, IN_PART, MISSING, Finding
+from sortyard.studies.claims.ledger import READERS, SHARED, ClaimsPlan, run_claims
+from sortyard.studies.claims.running import StepLog, run_steps
+from sortyard.studies.claims.steps import Step, wanted
+from sortyard.studies.claims.texts import write_texts
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+ASKED = Asked(domains=("a", "b"), has_encoder=True, compiled=True)
+PLAN = ClaimsPlan(texts={}, encoder=None, glue=None, claims=("C3",), gpu=False, jobs=2, compiled=True)
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
+def _run(steps: Sequence[Step], work: Path, *, jobs: int = 2, say: Callable[[str], None] = _nothing) -> StepLog:
+    return run_steps(steps, places={"work": work}, jobs=jobs, say=say, after=_nothing)
+
+
+class TestSteps:
+    def test_every_claim_has_a_measurement_and_a_reader(self) -> None:
+        ids = {claim.id for claim in CLAIMS}
+        assert ids == {f"C{number}" for number in range(1, 13)}
+        assert set(READERS) == ids
+        assert {step.claim for step in ledger_steps(ASKED) if step.claim} == ids - set(SHARED)
+
+    def test_names_are_unique_and_needs_exist(self) -> None:
+        names = [step.name for step in ledger_steps(ASKED)]
+        assert len(set(names)) == len(names)
+        assert {need for step in ledger_steps(ASKED) for need in step.needs} <= set(names)
+
+    def test_what_is_needed_comes_first_and_what_runs_alone_before_the_rest(self) -> None:
+        steps = wanted(ledger_steps(ASKED), [claim.id for claim in CLAIMS])
+        places = {step.name: place for place, step in enumerate(steps)}
+        assert len(steps) == len(ledger_steps(ASKED))
+        assert all(places[need] < places[step.name] for step in steps for need in step.needs)
+        last_alone = max(places[step.name] for step in steps if step.alone)
+        beside = [step for step in steps[:last_alone] if not step.alone]
+        assert all(any(step.name in other.needs for other in steps if other.alone) for step in beside)
+
+    def test_only_what_a_claim_needs_is_run(self) -> None:
+        names = [step.name for step in wanted(ledger_steps(ASKED), ["C12"])]
+        assert names == ["prepared", "C12/one", "C12/many"]
+
+    def test_without_an_encoder_its_claim_has_no_commands(self) -> None:
+        steps = ledger_steps(replace(ASKED, has_encoder=False))
+        assert not [step for step in steps if step.claim == "C4"]
+
+    def test_a_run_that_was_begun_is_resumed_and_no_place_is_kept(self, tmp_path: Path) -> None:
+        step = next(step for step in ledger_steps(ASKED) if step.name == "C4/dense-seed0")
+        places = {"work": tmp_path / "w", "glue": tmp_path / "g", "encoder": tmp_path / "e"}
+        command = step.command(places)
+        assert command[0] == "finetune"
+        assert str(tmp_path / "g") in command
+        (places["work"] / step.name).mkdir(parents=True)
+        (places["work"] / step.name / "resolved.yaml").touch()
+        assert step.command(places) == ["resume", str(places["work"] / step.name), "-q"]
+        assert str(tmp_path) not in step.shown()
+        assert "--data GLUE" in step.shown()
+
+
+class TestRunning:
+    def test_a_failure_is_told_and_only_what_needs_it_is_left_out(self, tmp_path: Path) -> None:
+        told: list[str] = []
+        steps = [
+            Step("bad", ("data", "peek", "no-such-file"), 1, makes_folder=False),
+            Step("after-bad", ("recipes",), 1, makes_folder=False, needs=("bad",)),
+            Step("good", ("recipes",), 1, makes_folder=False),
+        ]
+        log = _run(steps, tmp_path, say=told.append)
+        assert log.is_done(steps[2])
+        assert "no-such-file" in log.problem("bad")
+        assert log.problem("after-bad") == "bad failed"
+        assert any("left out, bad failed" in line for line in told)
+
+    def test_what_is_done_is_not_run_again_until_its_words_change(self, tmp_path: Path) -> None:
+        step = Step("one", ("recipes",), 1, makes_folder=False)
+        _run([step], tmp_path)
+        told: list[str] = []
+        _run([step], tmp_path, say=told.append)
+        assert told == []
+        _run([replace(step, words=("recipes", "--json"))], tmp_path, say=told.append)
+        assert any("done" in line for line in told)
+
+    def test_a_failed_step_is_tried_again(self, tmp_path: Path) -> None:
+        step = Step("one", ("data", "peek", "{work}/mine.jsonl"), 1, makes_folder=False)
+        log = _run([step], tmp_path)
+        assert "WORK/mine.jsonl" in log.problem("one")
+        assert str(tmp_path) not in (tmp_path / "steps.json").read_text()
+        (tmp_path / "mine.jsonl").write_text(json.dumps({"text": "a document"}))
+        assert _run([step], tmp_path).is_done(step)
+
+
+class TestTexts:
+    def test_what_is_held_out_is_not_trained_on(self, tmp_path: Path) -> None:
+        source = tmp_path / "mine.jsonl"
+        lines = (json.dumps({"text": f"document {number} " + "word " * 2000}) for number in range(120))
+        source.write_text("\n".join(lines))
+        assert write_texts({"mine": str(source)}, folder=tmp_path / "texts") == ("mine",)
+        trained, held_out = (
+            (tmp_path / "texts" / part / "mine.jsonl").read_text().splitlines() for part in ("corpus", "held-out")
+        )
+        assert trained
+        assert held_out
+        assert not set(trained) & set(held_out)
+        with pytest.raises(InputError, match="other texts"):
+            write_texts({"other": str(source)}, folder=tmp_path / "texts")
+
+    def test_too_little_text_is_told(self, tmp_path: Path) -> None:
+        source = tmp_path / "mine.jsonl"
+        source.write_text(json.dumps({"text": "one sentence"}))
+        with pytest.raises(InputError, match="too little text"):
+            write_texts({"mine": str(source)}, folder=tmp_path / "texts")
+
+
+def _read(claim: str, work: Path, *files: tuple[str, str]) -> Finding:
+    for name, place in files:
+        (work / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(RESULTS / name, work / place)
+    return READERS[claim](work)
+
+
+class TestReading:
+    @pytest.mark.parametrize("claim", list(READERS))
+    def test_nothing_there_is_not_measured(self, claim: str, tmp_path: Path) -> None:
+        finding = READERS[claim](tmp_path)
+        assert finding.verdict == MISSING
+        assert finding.note
+
+    def test_attention_beside_dense(self, tmp_path: Path) -> None:
+        finding = _read("C1", tmp_path, ("attention.json", "C1/attention/attention.json"))
+        assert finding.verdict == HOLDS
+        assert any("dense" in control and "time forward n^2.0" in control for control in finding.controls)
+
+    def test_memory_of_buckets(self, tmp_path: Path) -> None:
+        finding = _read("C2", tmp_path, ("dynamic_buckets.json", "C2/dynamic-buckets/dynamic_buckets.json"))
+        assert finding.verdict == FAILS
+        assert finding.share == pytest.approx(0.0003289 / 0.42, rel=1e-3)
+
+    def test_inference_by_kind_of_batch(self, tmp_path: Path) -> None:
+        finding = _read("C5", tmp_path, ("encoder.json", "C5/encoder/encoder.json"))
+        assert finding.verdict == IN_PART
+        assert finding.values["bf16 batches as they come"] == pytest.approx(3.196, abs=0.001)
+        assert finding.values["bf16 512 tokens"] == pytest.approx(1.7226, abs=0.001)
+
+    def test_a_training_step_serves_three_claims(self, tmp_path: Path) -> None:
+        place = ("training.json", "C8/training/training.json")
+        assert _read("C8", tmp_path, place).verdict == FAILS
+        saved = _read("C9", tmp_path, place)
+        assert saved.verdict == HOLDS
+        assert "-36 % memory, +29 % time" in saved.measured
+        assert _read("C10", tmp_path, place).verdict == HOLDS
+
+    def test_gates_at_two_budgets(self, tmp_path: Path) -> None:
+        finding = _read("C6", tmp_path, ("gates.json", "C6/gates/gates.json"))
+        assert finding.verdict == IN_PART
+        assert "+3.19 points at 350 steps" in finding.measured
+
+    def test_twins_are_paired_over_seeds(self, tmp_path: Path) -> None:
+        scores = {"dense": (0.80, 0.82, 0.81), "sparse": (0.81, 0.83, 0.822)}
+        for name, values in scores.items():
+            for seed, value in enumerate(values):
+                _write(tmp_path / "C4" / f"{name}-seed{seed}" / "eval" / "sst2.json", {"metrics": {"accuracy": value}})
+                _write(tmp_path / "C4" / f"{name}-seed{seed}" / "metrics.jsonl", {"kind": "train", "step": 7})
+        finding = READERS["C4"](tmp_path)
+        assert finding.verdict == HOLDS
+        assert "+1.07 points" in finding.measured
+        assert "after 7 steps" in finding.note
+
+    def test_losses_of_many_processes(self, tmp_path: Path) -> None:
+        for name, loss in (("one", 2.0), ("many", 2.0001)):
+            _write(tmp_path / "C12" / name / "metrics.jsonl", {"kind": "train", "step": 1, "task_loss": loss})
+        assert READERS["C12"](tmp_path).verdict == HOLDS
+        _write(tmp_path / "C12" / "many" / "metrics.jsonl", {"kind": "train", "step": 1, "task_loss": 2.1})
+        assert READERS["C12"](tmp_path).verdict == FAILS
+
+
+def _write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content) + "\n")
+
+
+@pytest.mark.slow
+def test_a_claim_is_measured_end_to_end(tmp_path: Path) -> None:
+    result, text = run_claims(replace(PLAN, factor=0.01), folder=tmp_path, dry_run=False, say=_nothing)
+    assert result.cells["C3"]["verdict"] in (HOLDS, FAILS)
+    assert result.cells["C3"]["problems"] == []
+    assert len(result.cells["C3"]["controls"]) == 3
+    assert "utilisation of the experts" in text
+    assert "**not measured here**" in (tmp_path / "claims.md").read_text()
+    assert result.complete
+    assert str(tmp_path) not in (tmp_path / "claims.json").read_text()
