@@ -19,11 +19,12 @@ MARGIN = {"l": 64, "r": 16, "t": 40, "b": 48}
 
 @dataclass(frozen=True)
 class Table:
-    """The numbers of a picture."""
+    """The numbers of a picture, or sentences, which are set to the left and broken into lines."""
 
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    has_sentences: bool = False
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,11 @@ def attention_page(result: BenchResult, *, folder: Path) -> Path:
     )
 
 
+def attention_figures(result: BenchResult) -> tuple[Figure, ...]:
+    """The picture of every dtype and direction."""
+    return tuple(_figure(result, line) for line in lines_of(result))
+
+
 def _tables(result: BenchResult, line: str) -> tuple[Table, ...]:
     cells, fits = line_cells(result, line), result.summary["lines"][line]
 

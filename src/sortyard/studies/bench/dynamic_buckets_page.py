@@ -36,6 +36,11 @@ def dynamic_page(result: BenchResult, *, folder: Path) -> Path:
     )  # fmt: skip
 
 
+def dynamic_figures(result: BenchResult) -> tuple[Figure, ...]:
+    """The picture of every selection."""
+    return tuple(_figure(result, name) for name in _LOOKS)
+
+
 def _sentence(found: Json) -> str:
     where = f"{_LOOKS[found['selection']][1]}, {found['direction']}"
     if found["measured_saving"] is None:

@@ -71,6 +71,11 @@ def encoder_page(result: BenchResult, *, folder: Path) -> Path:
     )
 
 
+def encoder_figures(result: BenchResult) -> tuple[Figure, ...]:
+    """The picture of every kind of texts and number format."""
+    return tuple(_figure(result, line) for line in lines_of(result))
+
+
 def _about() -> str:
     return (
         "Equal total parameters, fewer active ones: at short lengths the gain comes from there and from not computing "

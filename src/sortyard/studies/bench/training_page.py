@@ -52,6 +52,11 @@ def training_page(result: BenchResult, *, folder: Path) -> Path:
     )  # fmt: skip
 
 
+def training_figures(result: BenchResult, topic: str) -> tuple[Figure, ...]:
+    """The picture of a topic, where it was measured."""
+    return (_figure(result, topic),) if topic in _topics(result) else ()
+
+
 def _topics(result: BenchResult) -> list[str]:
     return list(dict.fromkeys(cell["topic"] for cell in result.cells.values()))
 

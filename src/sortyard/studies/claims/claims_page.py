@@ -1,5 +1,6 @@
 """The ledger as a table, as a page and in Markdown."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,18 +63,41 @@ def markdown(result: BenchResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def claims_page(result: BenchResult, *, folder: Path) -> Path:
-    """Write claims.html: how far each claim is reached, the whole table, and how each was measured."""
+def claims_page(result: BenchResult, *, folder: Path, figures: Mapping[str, Sequence[Figure]]) -> Path:
+    """Write claims.html: how far each claim is reached, then each by itself.
+
+    Args:
+        result: The ledger.
+        folder: An existing folder.
+        figures: Pictures by claim.
+
+    Returns:
+        The file.
+    """
     counts = ", ".join(f"{count} {verdict}" for verdict, count in result.summary["verdicts"].items())
-    sections = [
-        Section(id="reached", title="Measured over claimed", figures=(_figure(result),)),
-        Section(id="table", title="Claim by claim", tables=(_table(result),)),
-        Section(id="how", title="How each was measured", tables=(_how_table(result),)),
-    ]
+    reached = Section(id="reached", title="Measured over claimed", figures=(_figure(result),))
     return write_page(
         result, folder=folder, title="What holds of what was claimed", verdict=f"Of 12 claims: {counts}.",
-        sections=sections,
+        sections=[reached, *(_section(id_, cell, figures.get(id_, ())) for id_, cell in result.cells.items())],
     )  # fmt: skip
+
+
+def _section(id_: str, cell: Json, figures: Sequence[Figure]) -> Section:
+    """A claim by itself; its sentences stand above its pictures."""
+    lines = {
+        "claimed": cell["claimed"],
+        "measured": cell["measured"],
+        "spread": cell["spread"],
+        "beside it": "; ".join(cell["controls"]),
+        "note": cell["note"],
+        "how": cell["how"],
+        "problems": "; ".join(cell["problems"]),
+        "commands": "; ".join(cell["commands"].values()),
+        "processor time": f"{cell['processor_seconds'] / 60:.0f} min" if cell["processor_seconds"] else "",
+    }
+    rows = tuple((name, words) for name, words in lines.items() if words)
+    table = Table(cell["verdict"].capitalize(), ("", f"{id_}, {cell['title']}"), rows, has_sentences=True)
+    return Section(id=id_, title=f"{id_} {cell['title']}", tables=(table,), figures=tuple(figures))
 
 
 def _figure(result: BenchResult) -> Figure:
@@ -120,30 +144,6 @@ def _half(high: float | None, low: float | None) -> float:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _table(result: BenchResult) -> Table:
-    rows = tuple(
-        (
-            f"{id_} {cell['title']}",
-            cell["claimed"],
-            cell["verdict"],
-            cell["measured"],
-            cell["spread"],
-            "; ".join(cell["controls"]),
-            "; ".join([*([cell["note"]] if cell["note"] else []), *cell["problems"]]),
-        )
-        for id_, cell in result.cells.items()
-    )
-    return Table("The ledger", ("claim", "said", "verdict", "measured", "spread", "beside it", "note"), rows)
-
-
-def _how_table(result: BenchResult) -> Table:
-    rows = tuple(
-        (id_, cell["how"], "; ".join(cell["commands"].values()), f"{cell['processor_seconds'] / 60:.0f}")
-        for id_, cell in result.cells.items()
-    )
-    return Table("Measures and commands", ("claim", "how", "commands", "processor minutes"), rows)
 
 
 def _verdict_table(result: BenchResult) -> Table:

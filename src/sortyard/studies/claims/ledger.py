@@ -8,6 +8,7 @@ from typing import Any
 from sortyard.errors import InputError
 from sortyard.studies.bench.results import BenchResult, new_result, save_result
 from sortyard.studies.claims.claim_list import BY_ID, CLAIMS
+from sortyard.studies.claims.claims_figures import claim_figures
 from sortyard.studies.claims.claims_page import claims_page, claims_text, write_markdown
 from sortyard.studies.claims.cpu_steps import Asked, ledger_steps
 from sortyard.studies.claims.findings import Finding, Reader, missing
@@ -127,7 +128,7 @@ def run_claims(plan: ClaimsPlan, *, folder: Path, dry_run: bool, say: Say) -> tu
         _collect(result, steps, work=work)
         if not dry_run:
             save_result(result, folder=folder)
-            claims_page(result, folder=folder)
+            claims_page(result, folder=folder, figures=claim_figures(work))
             write_markdown(result, folder=folder)
 
     if not dry_run:

@@ -126,7 +126,7 @@ def mixed_precision(work: Path) -> Finding:
         share=middle / CLAIMED_PRECISION,
         share_low=min(ratios.values()) / CLAIMED_PRECISION,
         share_high=max(ratios.values()) / CLAIMED_PRECISION,
-        note="" if any(name.startswith("fp16") for name in ratios) else "fp16 was not timed: it is emulated here",
+        note="" if any(name.startswith("fp16") for name in ratios) else "fp16 was not timed",
         values=ratios,
     )
 

@@ -54,6 +54,11 @@ def gates_page(result: BenchResult, *, folder: Path) -> Path:
     )
 
 
+def gates_figures(result: BenchResult) -> tuple[Figure, ...]:
+    """The picture of every task and budget."""
+    return tuple(figure for budget in result.summary["budgets"] for figure in _section(budget, about="").figures)
+
+
 def score_text(task: str, value: float | None) -> str:
     """Write an accuracy in per cent, a loss in nats."""
     if value is None:
