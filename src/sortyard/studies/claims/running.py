@@ -2,25 +2,20 @@
 
 import json
 import os
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sortyard.durable import replace_bytes
 from sortyard.studies.claims.steps import Step
+from sortyard.studies.crew import Crew, Ended, last_words
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
 RECORD, LOGS = "steps.json", "logs"
 _TAIL_LINES = 3
-_INTERRUPTED = 130
 
 
 @dataclass
@@ -39,20 +34,27 @@ class StepLog:
     def is_done(self, step: Step) -> bool:
         """Whether a step was finished with these very words."""
         entry = self.entries.get(step.name, {})
-        return bool(entry.get("command") == step.shown() and not entry.get("problem"))
+        return entry.get("command") == step.shown() and entry.get("problem") == ""
 
     def problem(self, name: str) -> str:
         """Why a step failed; "" where it did not."""
-        return str(self.entries.get(name, {}).get("problem", ""))
+        return str(self.entries.get(name, {}).get("problem") or "")
 
-    def note(self, step: Step, *, problem: str, seconds: float, processor_seconds: float) -> None:
-        """Keep how a step ended; times add up over interruptions."""
+    def note(self, step: Step, *, problem: str | None, ended: Ended | None) -> None:
+        """Keep how a step ended; times add up over interruptions.
+
+        Args:
+            step: The step.
+            problem: Why it failed; "" if it is done, None if it is to go on.
+            ended: What its process took; None where none was started.
+        """
         before = self.entries.get(step.name, {})
+        spent = (ended.seconds, ended.processor_seconds or 0.0) if ended else (0.0, 0.0)
         self.entries[step.name] = {
             "command": step.shown(),
             "problem": problem,
-            "seconds": round(before.get("seconds", 0.0) + seconds, 1),
-            "processor_seconds": round(before.get("processor_seconds", 0.0) + processor_seconds, 1),
+            "seconds": round(before.get("seconds", 0.0) + spent[0], 1),
+            "processor_seconds": round(before.get("processor_seconds", 0.0) + spent[1], 1),
             "date": datetime.now(UTC).date().isoformat(),
             "machine_load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         }
@@ -77,104 +79,74 @@ def run_steps(
         The log.
 
     Raises:
-        KeyboardInterrupt: the user stopped it; every command was told so first.
+        KeyboardInterrupt: the user stopped it; every command was asked to save first.
     """
     log = StepLog.read(places["work"])
     left = [step for step in steps if not log.is_done(step)]
     one_by_one = max((place for place, step in enumerate(left, start=1) if step.alone), default=0)
-    runner = _Runner(log=log, places=places, total=len(left), say=say)
-    try:
-        for step in left[:one_by_one]:
-            runner.run(step)
-            after()
-        _run_together(left[one_by_one:], runner=runner, jobs=jobs, after=after)
-    except KeyboardInterrupt:
-        runner.stop()
-        raise
+    shift = _Shift(log=log, places=places, say=say, after=after, missing={step.name for step in left})
+    shift.run(left[:one_by_one], at_once=1)
+    shift.run(left[one_by_one:], at_once=jobs)
     return log
 
 
-def _run_together(steps: Sequence[Step], *, runner: "_Runner", jobs: int, after: Callable[[], None]) -> None:
-    waiting, names = list(steps), {step.name for step in steps}
-    running: dict[Future[None], str] = {}
-    finished: set[str] = set()
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            while waiting or running:
-                ready = [step for step in waiting if not (set(step.needs) & names) - finished]
-                for step in ready[: jobs - len(running)]:
-                    waiting.remove(step)
-                    running[pool.submit(runner.run, step)] = step.name
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    finished.add(running.pop(future))
-                    future.result()
-                    after()
-        except KeyboardInterrupt:
-            runner.stop()
-            raise
+@dataclass
+class _Shift:
+    """The steps of one call."""
 
+    log: StepLog
+    places: Mapping[str, Path]
+    say: Say
+    after: Callable[[], None]
+    missing: set[str]
+    tried: set[str] = field(default_factory=set)
+    _total: int = field(init=False)
 
-class _Runner:
-    """Starts commands and waits for them, and can stop those that run."""
+    def __post_init__(self) -> None:
+        self._total = len(self.missing)
+        (self.log.work / LOGS).mkdir(parents=True, exist_ok=True)
 
-    def __init__(self, *, log: StepLog, places: Mapping[str, Path], total: int, say: Say) -> None:
-        self._log, self._places, self._total, self._say = log, places, total, say
-        self._lock = threading.Lock()
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._begun = 0
-        self._stopped = False
-        (places["work"] / LOGS).mkdir(parents=True, exist_ok=True)
+    def run(self, steps: Sequence[Step], *, at_once: int) -> None:
+        crew = Crew[Step](
+            words=lambda step: step.command(self.places),
+            log=self._log_file,
+            ended=self._ended,
+            began=self._began,
+            is_ready=lambda step: not self.missing & set(step.needs),
+        )
+        crew.work(steps, at_once=at_once)
+        while stuck := [step for step in steps if step.name not in self.tried and self._failed_need(step)]:
+            for step in stuck:
+                self._leave_out(step)
 
-    def run(self, step: Step) -> None:
-        """Run a step unless something that it needs has failed."""
-        with self._lock:
-            if self._stopped:
-                return
-            self._begun += 1
-            place = f"{self._begun}/{self._total}  {step.name}"
-        failed = [name for name in step.needs if self._log.problem(name)]
-        if failed:
-            self._note(step, problem=f"{failed[0]} failed", seconds=0.0, processor_seconds=0.0)
-            self._say(f"{place}: left out, {failed[0]} failed")
+    def _log_file(self, step: Step) -> Path:
+        return self.log.work / LOGS / f"{step.name.replace('/', '-')}.log"
+
+    def _began(self, step: Step) -> None:
+        self.tried.add(step.name)
+        self.say(f"{len(self.tried)}/{self._total}  {step.name}: about {step.minutes:g} min")
+
+    def _ended(self, step: Step, ended: Ended) -> None:
+        problem = None if ended.was_stopped else "" if ended.status == 0 else self._last_words(step)
+        self.log.note(step, problem=problem, ended=ended)
+        if problem is None:
             return
-        self._say(f"{place}: about {step.minutes:g} min")
-        begun = time.perf_counter()
-        status, processor_seconds, tail = self._execute(step)
-        seconds = time.perf_counter() - begun
-        if self._stopped or status in (_INTERRUPTED, -2):
-            return
-        self._note(step, problem=tail if status else "", seconds=seconds, processor_seconds=processor_seconds)
-        self._say(f"{place}: {f'failed: {tail}' if status else 'done'}, {seconds:.0f} s")
+        if not problem:
+            self.missing.discard(step.name)
+        self.say(f"{step.name}: {f'failed: {problem}' if problem else 'done'}, {ended.seconds:.0f} s")
+        self.after()
 
-    def stop(self) -> None:
-        """Ask every running command to save and end, and wait for it."""
-        with self._lock:
-            self._stopped = True
-            processes = list(self._processes)
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-        for process in processes:
-            process.wait()
+    def _failed_need(self, step: Step) -> str:
+        return next((name for name in step.needs if self.log.problem(name)), "")
 
-    def _note(self, step: Step, *, problem: str, seconds: float, processor_seconds: float) -> None:
-        with self._lock:
-            self._log.note(step, problem=problem, seconds=seconds, processor_seconds=processor_seconds)
+    def _leave_out(self, step: Step) -> None:
+        failed = self._failed_need(step)
+        self.tried.add(step.name)
+        self.log.note(step, problem=f"{failed} failed", ended=None)
+        self.say(f"{len(self.tried)}/{self._total}  {step.name}: left out, {failed} failed")
 
-    def _execute(self, step: Step) -> tuple[int, float, str]:
-        """Return exit status, processor seconds with those of the children, and the last lines of stderr."""
-        path = self._places["work"] / LOGS / f"{step.name.replace('/', '-')}.log"
-        with path.open("ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "sortyard", *step.command(self._places)], stdout=file, stderr=file
-            )
-            with self._lock:
-                self._processes.append(process)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
-        tail = " ".join([line for line in lines if line][-_TAIL_LINES:])
-        for name, place in self._places.items():
-            tail = tail.replace(str(place), name.upper())
-        return process.returncode, usage.ru_utime + usage.ru_stime, tail
+    def _last_words(self, step: Step) -> str:
+        found = last_words(self._log_file(step), lines=_TAIL_LINES)
+        for name, place in self.places.items():
+            found = found.replace(str(place), name.upper())
+        return found
