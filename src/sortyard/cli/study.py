@@ -9,6 +9,7 @@ import typer
 from sortyard.cli.bench_values import Fresh, Out, Threads, read_words, show_result, thread_count
 from sortyard.cli.output import Output, verb
 from sortyard.cli.study_claims import claims
+from sortyard.cli.study_trained import ablation, twin
 from sortyard.errors import InputError
 
 app = typer.Typer(help="Find out what a part of the model is worth, on this machine.", no_args_is_help=True)
@@ -22,6 +23,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 Sources = tuple[tuple[str, str], ...]
 
 app.command("claims")(claims)
+app.command("twin")(twin)
+app.command("ablation")(ablation)
 
 
 @app.command("gates")

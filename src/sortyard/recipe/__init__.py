@@ -2,6 +2,7 @@
 
 from sortyard.recipe.loading import (
     LoadedRecipe,
+    changed_recipe,
     json_schema,
     load_recipe,
     parse_recipe,
@@ -20,6 +21,7 @@ __all__ = [
     "PretrainSection",
     "Recipe",
     "ShippedRecipe",
+    "changed_recipe",
     "commented_recipe",
     "find_recipe",
     "json_schema",

@@ -55,6 +55,30 @@ def load_recipe(source: str | Path, *, overrides: Sequence[str] = ()) -> LoadedR
     return LoadedRecipe(check(Recipe, tree), path, tuple(overrides))
 
 
+def changed_recipe(recipe: Recipe, *, source: Path, changes: Path) -> Recipe:
+    """Puts a file that holds only what it changes upon a recipe, and validates the whole.
+
+    Args:
+        recipe: What is changed.
+        source: The recipe's file, for messages about values that the change makes unfit.
+        changes: A YAML file with any part of a recipe.
+
+    Returns:
+        The changed recipe; its name becomes NAME-FILE.
+
+    Raises:
+        InputError: Something is wrong; every problem is in the message, one a line, with file and line; or the file
+            changes nothing.
+    """
+    values = recipe.model_dump(mode="json")
+    origins = {tuple(path): str(source) for path, _ in leaves(values)}
+    own = read_tree(changes)
+    changed = check(Recipe, merge(Tree(values, origins), own))
+    if changed == recipe:
+        raise InputError(f"{changes}: changes nothing of {source}; every value in it is what the recipe has")
+    return changed.model_copy(update={"name": f"{recipe.name}-{name_of(changes)}"[:64]})
+
+
 def parse_recipe(text: str, *, file: str) -> Recipe:
     """Reads a resolved recipe that is kept somewhere else than in a file of its own.
 

@@ -13,6 +13,7 @@ from sortyard.studies.bench.results import BenchResult
 from sortyard.studies.bench.training_page import training_figures
 from sortyard.studies.claims.findings import read_json
 from sortyard.studies.gates.gates_page import gates_figures
+from sortyard.studies.trained.twin_page import twin_figures
 
 Draw = Callable[[BenchResult], tuple[Figure, ...]]
 SOURCES: Mapping[str, tuple[str, Draw]] = {
@@ -22,6 +23,7 @@ SOURCES: Mapping[str, tuple[str, Draw]] = {
     "C6": ("C6/gates/gates.json", gates_figures),
     "C8": ("C8/training/training.json", partial(training_figures, topic="precision")),
     "C9": ("C8/training/training.json", partial(training_figures, topic="checkpointing")),
+    "C11": ("C11/twin/twin.json", twin_figures),
 }
 
 

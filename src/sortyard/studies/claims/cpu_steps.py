@@ -58,6 +58,7 @@ def ledger_steps(asked: Asked) -> list[Step]:
         *_encoder(asked),
         Step("C6/gates", ("study", "gates", "--threads", "1", *_gates(asked)), 10),
         *_training(asked),
+        *_efficiency(asked),
         *_processes(),
     ]
 
@@ -98,7 +99,7 @@ def _twin_tasks(asked: Asked) -> Sequence[Step]:
     if not asked.has_encoder:
         return ()
     loop = (
-        f"finetune.loop.steps={asked.steps(400)}", "finetune.loop.epochs=null", "finetune.loop.micro_batch_size=32",
+        f"finetune.loop.steps={asked.steps(250)}", "finetune.loop.epochs=null", "finetune.loop.micro_batch_size=32",
         "finetune.optimizer.lr=5e-5", "finetune.schedule.name=linear", "finetune.loop.num_threads=1",
         "finetune.loop.precision=bf16",
     )  # fmt: skip
@@ -125,6 +126,12 @@ def _gates(asked: Asked) -> Sequence[str]:
 def _training(asked: Asked) -> Sequence[Step]:
     given = ("--topics", "checkpointing,precision,accumulation", "--lengths", "512,2k")
     return (Step("C8/training", ("bench", "training", *given, "--minutes", "12", *asked.device), 12, alone=True),)
+
+
+def _efficiency(asked: Asked) -> Sequence[Step]:
+    steps = f"pretrain.loop.steps={asked.steps(400)}"
+    given = ("--data", f"{{work}}/{PREPARED}", "--seeds", "3", "--jobs", "1", "--work", "{work}/C11/runs")
+    return (Step("C11/twin", ("study", "twin", "twin-laptop", steps, *given), 45, needs=(PREPARED,)),)
 
 
 def _processes() -> Sequence[Step]:

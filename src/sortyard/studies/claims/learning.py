@@ -1,6 +1,7 @@
 """The claims about what models learn, read from runs and studies."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sortyard.studies.claims.cpu_steps import BALANCES, PROCESSES, TWIN_SEEDS
@@ -17,10 +18,12 @@ from sortyard.studies.claims.findings import (
 )
 from sortyard.studies.gates.arms import STATIC
 from sortyard.studies.gates.pairing import Gain, paired_gain
+from sortyard.studies.trained.arms import DENSE_ACTIVE
+from sortyard.studies.trained.twin_page import efficiency_text
 from sortyard.training.json_lines import read_lines
 
 Json = dict[str, Any]
-CLAIMED_UTILISATION, CLAIMED_ROUTING, CLAIMED_SST2 = 0.85, 0.032, 0.007
+CLAIMED_UTILISATION, CLAIMED_ROUTING, CLAIMED_SST2, CLAIMED_EFFICIENCY = 0.85, 0.032, 0.007, 0.40
 _LOSSES_ALIKE = 1e-4  # of float32 sums in another order
 
 
@@ -133,6 +136,36 @@ def dynamic_routing(work: Path) -> Finding:
         share_high=None if first["high"] is None else first["high"] / CLAIMED_ROUTING,
         values={str(steps): gain for steps, gain in gains.items()},
     )
+
+
+def training_efficiency(work: Path) -> Finding:
+    """C11: what the dense twin spends until its last loss, over what ours spends until the same."""
+    found = read_json(work / "C11" / "twin" / "twin.json")
+    summary = None if found is None else found["summary"]
+    if not summary or not summary.get("efficiency"):
+        return missing("study twin has not trained the sparse model and its dense twin")
+    costs = summary["efficiency"]
+    time, losses = costs["processor_seconds"], summary["gains"][DENSE_ACTIVE]["steps"]
+    gain = time["gain"]
+    return Finding(
+        verdict=HOLDS if gain and gain["high"] is not None and gain["high"] >= CLAIMED_EFFICIENCY else FAILS,
+        measured="; ".join(f"{words} {efficiency_text(costs[axis])}" for axis, words in _COSTS.items()),
+        spread=f"{len(time['by_seed'])} seeds",
+        controls=tuple(
+            f"{arm}: held-out loss {fmean(one['losses'].values()):.3f}, {one['parameters'] / 1e6:.1f} M parameters, "
+            f"{one['processor_seconds']:.0f} processor s"
+            for arm, one in summary["arms"].items()
+        ),
+        note=f"after equal steps our loss is {losses['mean']:+.3f} nats better, interval "
+        f"{interval(losses, scale=1, digits=3)}; small models on a CPU, where choosing costs most",
+        share=None if gain is None else gain["mean"] / CLAIMED_EFFICIENCY,
+        share_low=None if gain is None or gain["low"] is None else gain["low"] / CLAIMED_EFFICIENCY,
+        share_high=None if gain is None or gain["high"] is None else gain["high"] / CLAIMED_EFFICIENCY,
+        values=costs,
+    )
+
+
+_COSTS = {"processor_seconds": "in processor time", "flops": "in arithmetic", "steps": "in steps"}
 
 
 def processes(work: Path) -> Finding:

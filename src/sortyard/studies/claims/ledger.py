@@ -12,7 +12,13 @@ from sortyard.studies.claims.claims_figures import claim_figures
 from sortyard.studies.claims.claims_page import claims_page, claims_text, write_markdown
 from sortyard.studies.claims.cpu_steps import Asked, ledger_steps
 from sortyard.studies.claims.findings import Finding, Reader, missing
-from sortyard.studies.claims.learning import dynamic_routing, processes, twin_accuracy, utilisation
+from sortyard.studies.claims.learning import (
+    dynamic_routing,
+    processes,
+    training_efficiency,
+    twin_accuracy,
+    utilisation,
+)
 from sortyard.studies.claims.running import StepLog, run_steps
 from sortyard.studies.claims.speed import (
     accumulation,
@@ -37,6 +43,7 @@ READERS: Mapping[str, Reader] = {
     "C8": mixed_precision,
     "C9": activation_checkpointing,
     "C10": accumulation,
+    "C11": training_efficiency,
     "C12": processes,
 }
 SHARED = {"C9": "C8", "C10": "C8"}  # claims that are read from another's measurement

@@ -60,7 +60,7 @@ def _put(word: str, places: Mapping[str, str]) -> str:
 
 
 def wanted(steps: Sequence[Step], claims: Sequence[str]) -> list[Step]:
-    """The steps of some claims with what they need, in the order of running: what runs alone comes first."""
+    """The steps of some claims with what they need, in the order of running: alone before beside, long before short."""
     by_name = {step.name: step for step in steps}
     chosen: dict[str, None] = {}
 
@@ -69,7 +69,7 @@ def wanted(steps: Sequence[Step], claims: Sequence[str]) -> list[Step]:
             take(by_name[name])
         chosen[step.name] = None
 
-    for step in sorted(steps, key=lambda step: not step.alone):
+    for step in sorted(steps, key=lambda step: (not step.alone, -step.minutes)):
         if step.claim in claims:
             take(step)
     return [by_name[name] for name in chosen]

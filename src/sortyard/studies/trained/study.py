@@ -1,0 +1,172 @@
+"""The course of a study of trainings: arms are trained, and whatever is finished is compared and written down."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sortyard.durable import replace_bytes
+from sortyard.errors import InputError
+from sortyard.jobs.sections import pretrain_section
+from sortyard.recipe import LoadedRecipe, Recipe
+from sortyard.reports.run_data import read_json
+from sortyard.studies.bench.results import BenchResult, new_result, save_result
+from sortyard.studies.trained.arms import Arm
+from sortyard.studies.trained.curves import Curve, read_curve
+from sortyard.studies.trained.runs import ArmRun, Task, planned_runs, prepare_text, train
+
+Json = dict[str, Any]
+Say = Callable[[str], None]
+MEASURED = ("data", "evaluation", "model", "objectives", "ops", "tokenizer", "training")
+EVALUATIONS = 12
+
+
+@dataclass(frozen=True)
+class TrainedPlan:
+    """What a study trains.
+
+    Attributes:
+        loaded: The recipe and where it came from.
+        data: Text, or a prepared folder.
+        seeds: Seeds, from 0 on.
+        jobs: Runs at a time, one core each.
+        task: What to fine-tune on, or None.
+    """
+
+    loaded: LoadedRecipe
+    data: str
+    seeds: int
+    jobs: int
+    task: Task | None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, evaluated often enough for a curve, and with nothing but a data path of this study's."""
+        section = pretrain_section(self.loaded.recipe)
+        if section.loop.steps is None:
+            raise InputError(
+                "pretrain.loop.steps is not set: arms are compared over equal steps; give steps, not epochs"
+            )
+        every = max(1, section.loop.steps // EVALUATIONS)
+        loop = section.loop.model_copy(update={"eval_every": every})
+        return self.loaded.recipe.model_copy(update={"pretrain": section.model_copy(update={"loop": loop})})
+
+    def command(self, verb: str) -> str:
+        """Return the command line that asks for this plan, without places of this machine."""
+        words = [self.loaded.source.stem, *self.loaded.overrides, f"--data {Path(self.data).name}"]
+        words += [f"--seeds {self.seeds} --jobs {self.jobs}"]
+        words += [f"--task {self.task.name} --task-data {Path(self.task.data).name}"] if self.task else []
+        return " ".join(["sortyard study", verb, *words])
+
+
+@dataclass(frozen=True)
+class TrainedStudy:
+    """What differs between studies of trainings.
+
+    Attributes:
+        name: The files are NAME.json and NAME.html.
+        what: One sentence that says what the numbers are.
+        arms: What is trained.
+        summarise: What follows from the cells.
+        write_page: Writes the page into a folder.
+        write_text: Writes the tables as text.
+    """
+
+    name: str
+    what: str
+    arms: Sequence[Arm]
+    summarise: Callable[[Mapping[str, Json]], Json]
+    write_page: Callable[[BenchResult, Path], object]
+    write_text: Callable[[BenchResult], str]
+
+
+def run_trained(
+    study: TrainedStudy, plan: TrainedPlan, *, folder: Path, work: Path, say: Say
+) -> tuple[BenchResult, str]:
+    """Train what is missing; after every run NAME.json and NAME.html hold what is finished.
+
+    Args:
+        study: What is compared.
+        plan: What it is trained on.
+        folder: An existing folder for the result.
+        work: Folder of the runs; what is finished there is not trained again.
+        say: Takes a line of progress.
+
+    Returns:
+        The result and its tables as text.
+
+    Raises:
+        InputError: text, recipe or folder cannot be used.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    data = prepare_text(plan.recipe, data=plan.data, work=work, say=say)
+    _check_same_text(data, work=work)
+    pretraining, finetuning = planned_runs(study.arms, seeds=plan.seeds, data=data, work=work, task=plan.task)
+    result = new_result(
+        study.name, what=study.what, command=plan.command(study.name), seed=0, threads=1, device="cpu",
+        settings={
+            "recipe": plan.recipe.model_dump(mode="json", exclude={"pretrain": {"data": {"path"}}, "finetune": True}),
+            "arms": {arm.name: arm.title for arm in study.arms},
+            "task": plan.task.name if plan.task else "",
+        },
+        sources=MEASURED,
+    )  # fmt: skip
+
+    def collect() -> None:
+        _collect(result, plan, pretraining, finetuning)
+        if result.cells:
+            result.summary = study.summarise(result.cells)
+            save_result(result, folder=folder)
+            study.write_page(result, folder)
+
+    collect()
+    train([*pretraining, *finetuning], jobs=plan.jobs, say=say, after=collect)
+    collect()
+    return result, study.write_text(result)
+
+
+def _check_same_text(data: Path, *, work: Path) -> None:
+    """Refuse to pair runs over different texts."""
+    index = (data / "shards" / "index.json").read_bytes()
+    kept = work / "text.json"
+    if kept.is_file() and kept.read_bytes() != index:
+        raise InputError(f"{work}: the runs here are of another text; give another --work folder, or remove this one")
+    replace_bytes(kept, index)
+
+
+def _collect(result: BenchResult, plan: TrainedPlan, first: Sequence[ArmRun], second: Sequence[ArmRun]) -> None:
+    section = pretrain_section(plan.recipe)
+    length = section.data.sequence_length
+    tokens = section.loop.micro_batch_size * section.loop.accumulation_steps * length
+    share = section.masking.probability if section.objective == "masked_lm" else 1.0
+    scores = {(run.arm, run.seed): _score(run) for run in second if run.is_done}
+    for run in first:
+        key = f"{run.arm}/seed{run.seed}"
+        if run.is_done and key not in result.cells:
+            curve = read_curve(run, sequence_length=length, tokens_per_step=tokens, masked_share=share)
+            result.cells[key] = {"arm": run.arm, "seed": run.seed, **curve.record(), "score": None}
+        if run.is_done and (run.arm, run.seed) in scores:
+            result.cells[key]["score"] = scores[run.arm, run.seed]
+    result.complete = all(run.is_done for run in (*first, *second))
+
+
+def _score(run: ArmRun) -> Json:
+    """The main metric of a fine-tuned run, at its last step."""
+    found = next((run.folder / "eval").glob("*.json"))
+    content = read_json(found)
+    return {"metric": content["main_metric"], "value": content["metrics"][content["main_metric"]]}
+
+
+def curves_of(cells: Mapping[str, Json], arm: str) -> dict[str, Curve]:
+    """An arm's curves by seed."""
+    fields = Curve.__dataclass_fields__
+    own = sorted((cell for cell in cells.values() if cell["arm"] == arm), key=lambda cell: int(cell["seed"]))
+    return {str(cell["seed"]): Curve(**{name: cell[name] for name in fields}) for cell in own}
+
+
+def scores_of(cells: Mapping[str, Json], arm: str) -> dict[str, float]:
+    """An arm's scores on the task by seed, where it was fine-tuned."""
+    own = (cell for cell in cells.values() if cell["arm"] == arm and cell["score"] is not None)
+    return {
+        str(cell["seed"]): float(cell["score"]["value"]) for cell in sorted(own, key=lambda cell: int(cell["seed"]))
+    }

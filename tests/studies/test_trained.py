@@ -1,0 +1,98 @@
+"""Studies of trainings: arms, runs that go on where they stopped, and what follows from learning curves."""
+
+from pathlib import Path
+
+import pytest
+
+from sortyard.errors import InputError
+from sortyard.evaluation.cost import meta_model, parameter_counts
+from sortyard.model.configuration import SortyardConfig
+from sortyard.recipe import load_recipe, recipes_folder
+from sortyard.studies.trained.arms import ABLATIONS, BASE, DENSE_ACTIVE, DENSE_TOTAL, OURS, ablation_arms, twin_arms
+from sortyard.studies.trained.comparing import at_equal_cost, efficiency
+from sortyard.studies.trained.curves import Curve, loss_at, reached
+
+SHIPPED = sorted((recipes_folder() / ABLATIONS).glob("*.yaml"))
+LAPTOP = load_recipe("twin-laptop")
+
+
+def curve(losses: list[float], *, seconds_per_step: float = 1.0) -> Curve:
+    steps = [10.0 * (place + 1) for place in range(len(losses))]
+    return Curve(
+        steps=steps, flops=[100 * step for step in steps], losses=losses,
+        processor_seconds=[seconds_per_step * step for step in steps], parameters=2, active_parameters=1, sparsity=0.5,
+        seconds=1.0,
+    )  # fmt: skip
+
+
+class TestArms:
+    def test_twins_have_the_parameters_that_they_should(self) -> None:
+        counts = {}
+        for arm in twin_arms(LAPTOP.recipe):
+            config = SortyardConfig.from_options(arm.recipe.model, vocab_size=8000, causal=False)
+            counts[arm.name] = parameter_counts(meta_model(config, head="masked_lm"))
+        assert counts[DENSE_ACTIVE].total == pytest.approx(counts[OURS].active, rel=0.005)
+        assert counts[DENSE_TOTAL].total == pytest.approx(counts[OURS].total, rel=0.005)
+
+    def test_a_dense_recipe_has_no_twin(self) -> None:
+        dense = load_recipe("twin-laptop", overrides=["model.num_experts=1"])
+        with pytest.raises(InputError, match="dense itself"):
+            twin_arms(dense.recipe)
+
+    @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+    def test_every_shipped_ablation_builds_and_changes_the_model(self, path: Path) -> None:
+        base, arm = ablation_arms(LAPTOP.recipe, source=LAPTOP.source, places=[path])
+        assert base.name == BASE
+        assert arm.recipe.model != base.recipe.model
+        assert arm.recipe.pretrain == base.recipe.pretrain
+        assert arm.title
+        assert arm.title != path.stem
+        config = SortyardConfig.from_options(arm.recipe.model, vocab_size=100, causal=False)
+        meta_model(config, head="masked_lm")
+
+    def test_a_file_that_is_no_change_is_refused_by_file_and_line(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.yaml"
+        path.write_text("# mine\nmodel:\n  contextt: none\n")
+        with pytest.raises(InputError, match=r"mine\.yaml:3.*contextt"):
+            ablation_arms(LAPTOP.recipe, source=LAPTOP.source, places=[path])
+        path.write_text("model: {num_experts: 8}\n")
+        with pytest.raises(InputError, match="changes nothing"):
+            ablation_arms(LAPTOP.recipe, source=LAPTOP.source, places=[path])
+        with pytest.raises(InputError, match="no such file or folder"):
+            ablation_arms(LAPTOP.recipe, source=LAPTOP.source, places=[tmp_path / "nowhere"])
+        (tmp_path / "base.yaml").write_text("model: {context: none}\n")
+        with pytest.raises(InputError, match="called base already"):
+            ablation_arms(LAPTOP.recipe, source=LAPTOP.source, places=[tmp_path / "base.yaml"])
+
+
+class TestCurves:
+    def test_a_loss_is_reached_between_evaluations(self) -> None:
+        assert reached([10, 20, 30], [5.0, 4.0, 3.0], target=3.5) == pytest.approx(25)
+        assert reached([10, 20, 30], [5.0, 4.0, 3.0], target=4.0) == pytest.approx(20)
+        assert reached([10, 20, 30], [5.0, 4.0, 3.0], target=6.0) == 10
+        assert reached([10, 20, 30], [5.0, 4.0, 3.0], target=2.9) is None
+
+    def test_what_rises_again_counts_from_the_first_time(self) -> None:
+        assert reached([10, 20, 30, 40], [5.0, 3.0, 4.0, 2.0], target=3.0) == 20
+
+    def test_a_loss_outside_of_what_was_evaluated_is_unknown(self) -> None:
+        assert loss_at([10, 20], [5.0, 4.0], cost=15) == pytest.approx(4.5)
+        assert loss_at([10, 20], [5.0, 4.0], cost=25) is None
+
+    def test_efficiency_is_the_twins_cost_over_ours(self) -> None:
+        ours = {"0": curve([5.0, 3.0, 2.0], seconds_per_step=2.0), "1": curve([5.0, 4.0, 2.0], seconds_per_step=2.0)}
+        twin = {"0": curve([5.0, 4.0, 3.0]), "1": curve([5.0, 4.5, 3.0])}
+        found = efficiency(ours, twin)
+        assert found["steps"]["by_seed"] == pytest.approx({"0": 30 / 20 - 1, "1": 30 / 25 - 1})
+        assert found["processor_seconds"]["by_seed"] == pytest.approx({"0": 30 / 40 - 1, "1": 30 / 50 - 1})
+        assert found["steps"]["gain"]["mean"] == pytest.approx(0.35)
+
+    def test_a_loss_that_is_not_reached_has_no_mean_but_a_bound(self) -> None:
+        found = efficiency({"0": curve([5.0, 4.0])}, {"0": curve([5.0, 4.0, 3.0])})
+        assert found["steps"] == {"by_seed": {"0": None}, "gain": None, "at_most": pytest.approx(0.5)}
+
+    def test_equal_time_is_that_of_the_one_who_ends_first(self) -> None:
+        ours, other = {"0": curve([5.0, 4.0, 3.0], seconds_per_step=2.0)}, {"0": curve([5.0, 4.5, 4.0])}
+        gains = at_equal_cost(ours, other)
+        assert gains["steps"]["mean"] == pytest.approx(1.0)
+        assert gains["processor_seconds"]["mean"] == pytest.approx(4.0 - 4.5)  # after 30 s: our 15th step
