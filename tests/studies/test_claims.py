@@ -19,8 +19,8 @@ from sortyard.studies.claims.steps import Step, wanted
 from sortyard.studies.claims.texts import write_texts
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
-ASKED = Asked(domains=("a", "b"), has_encoder=True, compiled=True)
-PLAN = ClaimsPlan(texts={}, encoder=None, glue=None, claims=("C3",), gpu=False, jobs=2, compiled=True)
+ASKED = Asked(domains=("a", "b"), has_encoder=True, has_novels=True, compiled=True)
+PLAN = ClaimsPlan(texts={}, encoder=None, glue=None, novels=None, claims=("C3",), gpu=False, jobs=2, compiled=True)
 
 
 def _nothing(*_: object) -> None:

@@ -33,6 +33,10 @@ def claims(
         typer.Option("--encoder", help="Folder of a dense pretrained encoder, for C4.", show_default=False),
     ] = None,
     glue: Annotated[Path | None, typer.Option("--glue", help="Folder with SST-2, for C4.", show_default=False)] = None,
+    novels: Annotated[
+        Path | None,
+        typer.Option("--novels", help="A table with text and author, for C7's classifier.", show_default=False),
+    ] = None,
     only: Annotated[
         str | None, typer.Option("--only", help="Only these claims, such as C1,C6.", show_default=False)
     ] = None,
@@ -49,6 +53,8 @@ def claims(
     for option, place in (("--encoder", encoder), ("--glue", glue)):
         if place is not None and not place.is_dir():
             raise InputError(f"{option} {place}: there is no such folder")
+    if novels is not None and not novels.is_file():
+        raise InputError(f"--novels {novels}: there is no such file")
     from sortyard.studies.bench.results import result_folder
     from sortyard.studies.bench.sides import find_sides
     from sortyard.studies.claims.claim_list import BY_ID
@@ -58,7 +64,7 @@ def claims(
     if scale == "gpu":
         _check_gpu()
     plan = ClaimsPlan(
-        texts=texts, encoder=encoder, glue=glue, claims=chosen, gpu=scale == "gpu", jobs=jobs,
+        texts=texts, encoder=encoder, glue=glue, novels=novels, claims=chosen, gpu=scale == "gpu", jobs=jobs,
         compiled=_TREE in find_sides("cpu"),
     )  # fmt: skip
     folder = result_folder(out)

@@ -28,6 +28,7 @@ class Asked:
     Attributes:
         domains: Names of the texts below {work}/texts.
         has_encoder: Whether there is a dense encoder, and SST-2, for C4.
+        has_novels: Whether there is a table with text and author, for C7's classifier.
         compiled: Whether the compiled attention kernels can be used.
         gpu: Whether a GPU does the work.
         factor: Share of the usual training steps; below 1 only for tests.
@@ -35,6 +36,7 @@ class Asked:
 
     domains: tuple[str, ...]
     has_encoder: bool
+    has_novels: bool
     compiled: bool
     gpu: bool = False
     factor: float = 1.0
@@ -57,6 +59,7 @@ def ledger_steps(asked: Asked) -> list[Step]:
         *_twin_tasks(asked),
         *_encoder(asked),
         Step("C6/gates", ("study", "gates", "--threads", "1", *_gates(asked)), 10),
+        *_sparsity(asked),
         *_training(asked),
         *_efficiency(asked),
         *_processes(),
@@ -121,6 +124,19 @@ def _encoder(asked: Asked) -> Sequence[Step]:
 
 def _gates(asked: Asked) -> Sequence[str]:
     return ("--steps", f"{asked.steps(350)},{asked.steps(1000)}") if asked.factor < 1 else ()
+
+
+def _sparsity(asked: Asked) -> Sequence[Step]:
+    steps = f"pretrain.loop.steps={asked.steps(400)}"
+    base = ("pretrain", "sparsity-laptop", steps, f"pretrain.data.path={{work}}/{PREPARED}")
+    texts = [word for domain in asked.domains for word in ("--data", f"{{work}}/texts/corpus/{domain}.jsonl")]
+    task = ("--task-data", "{novels}", "--label-column", "author") if asked.has_novels else ()
+    given = ("--selections", "tree,random,local,rounds", "--adapt-steps", str(asked.steps(60)), "--jobs", "1")
+    study = ("study", "sparsity", "{work}/C7/base", *texts, *task, *given, "--minutes", "0")
+    return (
+        Step("C7/base", base, 10, resumes=True, needs=(PREPARED,)),
+        Step("C7/sparsity", study, 40, needs=("C7/base",)),
+    )
 
 
 def _training(asked: Asked) -> Sequence[Step]:

@@ -59,6 +59,7 @@ class ClaimsPlan:
         texts: A path by name; empty = the documentation of Python's standard library.
         encoder: A dense pretrained encoder, or None.
         glue: A folder with SST-2, or None.
+        novels: A table with text and author, or None.
         claims: Among the ids of `CLAIMS`, in their order.
         gpu: Whether a GPU does the work.
         jobs: Trainings at the same time.
@@ -69,6 +70,7 @@ class ClaimsPlan:
     texts: Mapping[str, str]
     encoder: Path | None
     glue: Path | None
+    novels: Path | None
     claims: tuple[str, ...]
     gpu: bool
     jobs: int
@@ -81,6 +83,7 @@ class ClaimsPlan:
         words += [f"--data {name}={Path(path).name}" for name, path in self.texts.items()]
         words += [f"--encoder {self.encoder.name}"] if self.encoder else []
         words += [f"--glue {self.glue.name}"] if self.glue else []
+        words += [f"--novels {self.novels.name}"] if self.novels else []
         words += [f"--only {','.join(self.claims)}"] if len(self.claims) < len(CLAIMS) else []
         return " ".join(["sortyard study claims", *words, f"--jobs {self.jobs}"])
 
@@ -95,6 +98,7 @@ def plan_steps(plan: ClaimsPlan, *, domains: Sequence[str]) -> list[Step]:
     asked = Asked(
         domains=tuple(domains),
         has_encoder=plan.encoder is not None and plan.glue is not None,
+        has_novels=plan.novels is not None,
         compiled=plan.compiled,
         gpu=plan.gpu,
         factor=plan.factor,
@@ -139,7 +143,7 @@ def run_claims(plan: ClaimsPlan, *, folder: Path, dry_run: bool, say: Say) -> tu
             write_markdown(result, folder=folder)
 
     if not dry_run:
-        places = {"work": work, "encoder": plan.encoder, "glue": plan.glue}
+        places = {"work": work, "encoder": plan.encoder, "glue": plan.glue, "novels": plan.novels}
         given = {name: path.resolve() for name, path in places.items() if path is not None}
         run_steps(steps, places=given, jobs=plan.jobs, say=say, after=collect)
     collect()
