@@ -8,9 +8,11 @@ import typer
 
 from sortyard.cli.bench_values import Fresh, Out, Threads, read_words, show_result, thread_count
 from sortyard.cli.output import Output, verb
+from sortyard.cli.study_sparsity import sparsity
 from sortyard.errors import InputError
 
 app = typer.Typer(help="Find out what a part of the model is worth, on this machine.", no_args_is_help=True)
+app.command("sparsity")(sparsity)
 
 STEPS, QUICK_STEPS = "350,1000", "60"
 TEXT_STEPS, LABEL_STEPS, QUICK_NATURAL_STEPS = "1000", "1000", "10"
