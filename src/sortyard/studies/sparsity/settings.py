@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sortyard.ops import expected_sparsity
 from sortyard.studies.bench.fidelity_selections import LOCAL, RANDOM
-from sortyard.studies.sparsity.cores import DENSE, ROUNDS, Setting, attention_layers, base_spec, layer_sparsity
+from sortyard.studies.sparsity.cores import ROUNDS, TREE, Setting, attention_layers, base_spec, layer_sparsity
 
 Projections = Sequence[tuple[Tensor, Tensor]]
 """Queries and keys [1, H, T, K] of each layer, one sequence."""
@@ -111,11 +111,16 @@ def _tree(
 
 def _frame(sparsity: float, *, length: int) -> tuple[int, int, int]:
     """The widest frame that leaves room for two near buckets, counted without looking at a tensor."""
-    for window, size, beam in _FRAMES:
-        least = base_spec(DENSE, local_window=window, bucket_size=size, near_buckets=2, beam=max(2, beam))
-        if expected_sparsity(least, length, causal=False) >= sparsity:
-            return window, size, beam
-    return _FRAMES[-2] if length >= _FRAMES[-2][1] else _FRAMES[-1]
+    for frame in _FRAMES:
+        if _expected(frame, near=2, length=length) >= sparsity:
+            return frame
+    return max(_FRAMES, key=lambda frame: _expected(frame, near=1, length=length))
+
+
+def _expected(frame: tuple[int, int, int], *, near: int, length: int) -> float:
+    window, size, beam = frame
+    spec = base_spec(TREE, local_window=window, bucket_size=size, near_buckets=near, beam=max(near, beam))
+    return expected_sparsity(spec, length, causal=False)
 
 
 def _largest(
@@ -131,5 +136,6 @@ def _largest(
             low = middle
         else:
             high = middle - 1
-    setting = make(low)
-    return setting, found.get(low, measure(setting) if low not in found else 0.0)
+    if low not in found:
+        found[low] = measure(make(low))
+    return make(low), found[low]

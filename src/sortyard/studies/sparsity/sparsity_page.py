@@ -79,13 +79,22 @@ def _sentence(panel: Json) -> str:
     tree, where = panel["selections"][TREE], f"{length_text(panel['length'])} tokens, {_SHORT[panel['measure']]}"
     nearest = min(tree["points"], key=lambda point: abs(float(point["sparsity"]) - _AIMED_AT))
     return (
-        f"{where}: the tree's knee is {_knee_words(tree['knee'])}; at {100 * nearest['sparsity']:.1f} % "
-        f"it is {100 * nearest['fall']:+.2f} % worse than dense."
+        f"{where}: the tree {_knee_words(tree['knee'])}; {100 * nearest['sparsity']:.1f} % sparse it is "
+        f"{_fall_words(nearest['fall'])} dense attention."
     )
 
 
 def _knee_words(knee: Json) -> str:
-    return {"at": "at ", "never": "", "at once": ""}[knee["where"]] + knee_text(knee)
+    share = f"{100 * knee['sparsity']:.1f} %"
+    return {
+        "at": f"has its knee at {share}",
+        "never": f"has no knee up to {share}",
+        "at once": f"is below already at {share}, its first point",
+    }[knee["where"]]
+
+
+def _fall_words(fall: float) -> str:
+    return f"{100 * abs(fall):.2f} % {'worse' if fall > 0 else 'better'} than"
 
 
 def _knee_cell(selection: Json | None) -> str:
@@ -93,7 +102,7 @@ def _knee_cell(selection: Json | None) -> str:
         return "-"
     text = knee_text(selection["knee"])
     each = list(dict.fromkeys(knee_text(knee) for knee in selection["knee_by_seed"].values()))
-    return f"{text} ({'; '.join(each)})" if len(selection["knee_by_seed"]) > 1 else text
+    return f"{text} ({'; '.join(each)})" if len(each) > 1 else text
 
 
 def _tables(panel: Json) -> list[Table]:

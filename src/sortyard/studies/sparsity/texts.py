@@ -21,7 +21,7 @@ MOST_CHARACTERS, DOCUMENT_CHARACTERS = 60_000_000, 400_000
 _WHOLE = 100_000_000  # characters up to which a document is not cut in two, of which one could be held out
 _MOST_ROWS = 400  # of training text at a length: more than a fine-tuning reads
 _SPECIALS = 2
-_MOST_PASSAGES = 40  # of one label at a length, so that labels weigh about the same
+_MOST_PASSAGES = 96  # of one label at a length, so that labels weigh about the same
 _HELD_OUT_SHARE = 0.25
 _MOST_LABELS = 8
 
