@@ -71,8 +71,13 @@ def knee_table(result: BenchResult) -> Table:
 
 def verdict(result: BenchResult) -> str:
     """What the tree reaches beside the claims, in a few sentences."""
-    found = [_sentence(panel) for panel in result.summary.get("panels", []) if TREE in panel["selections"]]
-    return " ".join([f"The claim: {SEED_CLAIM}.", *found])
+    told = {panel["length"]: panel for panel in result.summary.get("panels", []) if _is_told(panel)}
+    return " ".join([f"The claim: {SEED_CLAIM}.", *map(_sentence, told.values())])
+
+
+def _is_told(panel: Json) -> bool:
+    """Of each length the loss after fine-tuning, if it is there; it comes after the loss before."""
+    return panel["measure"] != TASK and TREE in panel["selections"]
 
 
 def _sentence(panel: Json) -> str:

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from sortyard.data.tables import open_table
 from sortyard.errors import InputError
 from sortyard.studies.gates.sources import Passages, digest_of
 
-MOST_CHARACTERS, DOCUMENT_CHARACTERS = 60_000_000, 400_000
+MOST_CHARACTERS = 200_000_000  # read of a source, to choose documents from
+_USED_CHARACTERS = 8_000_000  # of all sources, more than a fine-tuning reads
+_CHARACTERS_A_TOKEN = 8
 _WHOLE = 100_000_000  # characters up to which a document is not cut in two, of which one could be held out
 _MOST_ROWS = 400  # of training text at a length: more than a fine-tuning reads
 _SPECIALS = 2
@@ -80,7 +83,9 @@ def read_text(
     """
     documents = [document for source in sources for document in _documents(source)]
     order = np.random.default_rng(seed).permutation(len(documents))
-    tokens = [_tokens(tokenizer, documents[index]) for index in order]
+    each = max(_USED_CHARACTERS // max(1, len(documents)), 2 * _CHARACTERS_A_TOKEN * max(lengths))
+    chosen = _up_to(_USED_CHARACTERS, [documents[index][:each] for index in order])
+    tokens = [_tokens(tokenizer, text) for text in chosen]
     return {
         length: _text_of(tokens, length, held_out_tokens=held_out_tokens, seed=seed, sources=sources)
         for length in lengths
@@ -108,9 +113,17 @@ def read_labelled(
     Raises:
         InputError: the table lacks a column, or fewer than two labels have passages of a length.
     """
-    by_label: dict[str, list[NDArray[np.int64]]] = defaultdict(list)
+    documents: dict[str, list[str]] = defaultdict(list)
     for text, label in _labelled_rows(source, column=column):
-        by_label[label].append(_tokens(tokenizer, text[:DOCUMENT_CHARACTERS]))
+        documents[label].append(text)
+    most = _MOST_PASSAGES * _CHARACTERS_A_TOKEN * max(lengths)  # characters of a label, if every passage is used
+    by_label = {
+        label: [
+            _tokens(tokenizer, text[: max(4 * _CHARACTERS_A_TOKEN * max(lengths), most // len(texts))])
+            for text in _up_to(most, texts)
+        ]
+        for label, texts in _largest_labels(documents)
+    }
     return {length: _labelled_of(by_label, length, tokenizer=tokenizer, seed=seed, source=source) for length in lengths}
 
 
@@ -118,13 +131,28 @@ def _documents(source: str) -> list[str]:
     found, characters = [], 0
     try:
         for row in read_texts(source, on_skip=lambda *_: None, max_document_characters=_WHOLE):
-            found.append(row.text[:DOCUMENT_CHARACTERS])
-            characters += len(found[-1])
+            found.append(row.text)
+            characters += len(row.text)
             if characters >= MOST_CHARACTERS:
                 break
     except InputError as error:
         raise InputError(f"--data {source}: {error}") from error
     return found
+
+
+def _up_to(characters: int, texts: Sequence[str]) -> list[str]:
+    before = accumulate(map(len, texts), initial=0)
+    return [text for text, start in zip(texts, before, strict=False) if start < characters]
+
+
+def _largest_labels(documents: Mapping[str, Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
+    """Twice as many labels as are used, as some may have too few passages: those of several documents first."""
+
+    def rank(item: tuple[str, Sequence[str]]) -> tuple[bool, int, str]:
+        label, texts = item
+        return len(texts) < 2, -sum(map(len, texts)), label
+
+    return sorted(documents.items(), key=rank)[: 2 * _MOST_LABELS]
 
 
 def _tokens(tokenizer: Any, text: str) -> NDArray[np.int64]:
@@ -190,9 +218,8 @@ def _labelled_of(
             f"--task-data {source}: {len(usable)} labels have several passages of {length:,} tokens, and two are "
             "needed; give longer or more texts, or lower --text-length"
         )
-    labels = sorted(usable, key=lambda label: (-min(_MOST_PASSAGES, sum(map(len, usable[label]))), label))[
-        :_MOST_LABELS
-    ]
+    largest = sorted(usable, key=lambda label: (-min(_MOST_PASSAGES, sum(map(len, usable[label]))), label))
+    labels = sorted(largest[:_MOST_LABELS])
     halves: tuple[list[tuple[NDArray[np.int64], int]], ...] = ([], [])
     for number, label in enumerate(labels):
         for part, found in zip(halves, _halves(usable[label], by_document=by_document), strict=True):
