@@ -16,7 +16,11 @@ Projections = Sequence[tuple[Tensor, Tensor]]
 """Queries and keys [1, H, T, K] of each layer, one sequence."""
 
 # Window, bucket size and least beam of trees, from wide to narrow: where few keys are left, none of these may take all.
-_FRAMES = ((16, 16, 8), (12, 16, 6), (8, 16, 4), (8, 8, 4), (4, 8, 2), (2, 8, 2), (1, 8, 1), (0, 8, 1), (0, 4, 1))
+_FRAMES = (
+    (16, 16, 8), (12, 16, 6), (8, 16, 4), (8, 8, 4), (6, 8, 2), (4, 8, 2), (4, 8, 1), (3, 8, 1), (2, 8, 1), (1, 8, 1),
+    (0, 8, 1), (0, 4, 1),
+)  # fmt: skip
+_LEAST_WINDOW = 4  # what stands close by matters most to a masked token: a second near bucket must not cost that
 _HEADS_LOOKED_AT = 2
 _WINDOW_SHARE, _WIDEST = 8, 16
 
@@ -110,9 +114,10 @@ def _tree(
 
 
 def _frame(sparsity: float, *, length: int) -> tuple[int, int, int]:
-    """The widest frame that leaves room for two near buckets, counted without looking at a tensor."""
-    for frame in _FRAMES:
-        if _expected(frame, near=2, length=length) >= sparsity:
+    """The widest frame that leaves room for two near buckets, else for one, counted without looking at a tensor."""
+    wide = [(frame, 2) for frame in _FRAMES if frame[0] >= _LEAST_WINDOW]
+    for frame, near in (*wide, *((frame, 1) for frame in _FRAMES)):
+        if _expected(frame, near=near, length=length) >= sparsity:
             return frame
     return max(_FRAMES, key=lambda frame: _expected(frame, near=1, length=length))
 
