@@ -21,7 +21,7 @@ def summarise(cells: Mapping[str, Json]) -> Json:
 
     Returns:
         The claim, the aim and "panels": a list with an entry for each measure and length that has dense attention's
-        score, with each selection's points and knees.
+        score and others, with each selection's points and knees.
     """
     lengths = sorted({cell["length"] for cell in cells.values()})
     sparsities = {
@@ -34,7 +34,7 @@ def summarise(cells: Mapping[str, Json]) -> Json:
         for length in lengths:
             found = [cell for cell in cells.values() if (cell["measure"], cell["length"]) == (measure, length)]
             dense = {cell["seed"]: cell["score"] for cell in found if cell["selection"] == DENSE}
-            if dense:
+            if dense and len(found) > len(dense):  # something to compare with it
                 panels.append(_panel(measure, length, found, dense=dense, sparsities=sparsities))
     return {"claim": f"C7: {SEED_CLAIM}", "aim": AIM, "tolerance": TOLERANCE, "panels": panels}
 
