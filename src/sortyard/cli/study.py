@@ -9,6 +9,7 @@ import typer
 from sortyard.cli.bench_values import Fresh, Out, Threads, read_words, show_result, thread_count
 from sortyard.cli.output import Output, verb
 from sortyard.cli.study_claims import claims
+from sortyard.cli.study_sparsity import sparsity
 from sortyard.cli.study_trained import ablation, twin
 from sortyard.errors import InputError
 
@@ -24,6 +25,7 @@ Sources = tuple[tuple[str, str], ...]
 
 app.command("claims")(claims)
 app.command("twin")(twin)
+app.command("sparsity")(sparsity)
 app.command("ablation")(ablation)
 
 

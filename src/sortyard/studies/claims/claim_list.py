@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-ARTICLE_SPARSITY, ARTICLE_KNEE = 0.60, 0.70
 LOG_LINEAR_SLOPE = 1.10  # log-log slope of n log n between 4,096 and 65,536
 
 

@@ -13,6 +13,7 @@ from sortyard.studies.bench.results import BenchResult
 from sortyard.studies.bench.training_page import training_figures
 from sortyard.studies.claims.findings import read_json
 from sortyard.studies.gates.gates_page import gates_figures
+from sortyard.studies.sparsity.sparsity_page import sparsity_figures
 from sortyard.studies.trained.twin_page import twin_figures
 
 Draw = Callable[[BenchResult], tuple[Figure, ...]]
@@ -21,6 +22,7 @@ SOURCES: Mapping[str, tuple[str, Draw]] = {
     "C2": ("C2/dynamic-buckets/dynamic_buckets.json", dynamic_figures),
     "C5": ("C5/encoder/encoder.json", encoder_figures),
     "C6": ("C6/gates/gates.json", gates_figures),
+    "C7": ("C7/sparsity/sparsity.json", sparsity_figures),
     "C8": ("C8/training/training.json", partial(training_figures, topic="precision")),
     "C9": ("C8/training/training.json", partial(training_figures, topic="checkpointing")),
     "C11": ("C11/twin/twin.json", twin_figures),

@@ -18,12 +18,16 @@ from sortyard.studies.claims.findings import (
 )
 from sortyard.studies.gates.arms import STATIC
 from sortyard.studies.gates.pairing import Gain, paired_gain
+from sortyard.studies.sparsity.cores import SELECTIONS, TREE
+from sortyard.studies.sparsity.knee import knee_text
+from sortyard.studies.sparsity.plan import ADAPTED, AS_IS, TASK
 from sortyard.studies.trained.arms import DENSE_ACTIVE
 from sortyard.studies.trained.twin_page import efficiency_text
 from sortyard.training.json_lines import read_lines
 
 Json = dict[str, Any]
 CLAIMED_UTILISATION, CLAIMED_ROUTING, CLAIMED_SST2, CLAIMED_EFFICIENCY = 0.85, 0.032, 0.007, 0.40
+KNEE_FROM, KNEE_TO, AIMED_AT = 0.60, 0.80, 0.95  # the article: falls beyond 70 %
 _LOSSES_ALIKE = 1e-4  # of float32 sums in another order
 
 
@@ -136,6 +140,48 @@ def dynamic_routing(work: Path) -> Finding:
         share_high=None if first["high"] is None else first["high"] / CLAIMED_ROUTING,
         values={str(steps): gain for steps, gain in gains.items()},
     )
+
+
+def attention_sparsity(work: Path) -> Finding:
+    """C7: where loss and accuracy have fallen by 1 %, by length, before and after training with it."""
+    found = read_json(work / "C7" / "sparsity" / "sparsity.json")
+    panels = [] if found is None else [panel for panel in found["summary"]["panels"] if TREE in panel["selections"]]
+    if not panels:
+        return missing("study sparsity has not measured the tree")
+    trained = [panel for panel in panels if panel["measure"] != AS_IS] or panels
+    knees = {_panel_name(panel): panel["selections"][TREE]["knee"] for panel in panels}
+    held = [_in_claimed_range(panel["selections"][TREE]["knee"]) for panel in trained]
+    others = [name for name in SELECTIONS if name != TREE]
+    return Finding(
+        verdict=in_parts(held),
+        measured="; ".join(f"{name} {knee_text(knee)}" for name, knee in knees.items()),
+        controls=tuple(
+            f"{other}, {_panel_name(panel)} {knee_text(panel['selections'][other]['knee'])}"
+            for other in others
+            for panel in trained
+            if other in panel["selections"]
+        ),
+        note="the tree's knee: 1 % relative fall; at 95 % "
+        + "; ".join(f"{_panel_name(panel)} {_fall(panel)}" for panel in panels),
+        values={f"{panel['measure']}/{panel['length']}": panel["selections"] for panel in panels},
+    )
+
+
+_PANELS = {AS_IS: "loss as it is", ADAPTED: "loss after training with it", TASK: "accuracy after fine-tuning"}
+
+
+def _panel_name(panel: Json) -> str:
+    return f"{_PANELS[panel['measure']]}, {panel['length']:,} tokens"
+
+
+def _in_claimed_range(knee: Json) -> bool:
+    return knee["where"] == "at" and KNEE_FROM <= knee["sparsity"] <= KNEE_TO
+
+
+def _fall(panel: Json) -> str:
+    """How far the tree has fallen where 95 % of the pairs are left out."""
+    nearest = min(panel["selections"][TREE]["points"], key=lambda point: abs(point["sparsity"] - AIMED_AT))
+    return percent(nearest["fall"], digits=1, sign=True)
 
 
 def training_efficiency(work: Path) -> Finding:

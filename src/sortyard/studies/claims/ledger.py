@@ -13,6 +13,7 @@ from sortyard.studies.claims.claims_page import claims_page, claims_text, write_
 from sortyard.studies.claims.cpu_steps import Asked, ledger_steps
 from sortyard.studies.claims.findings import Finding, Reader, missing
 from sortyard.studies.claims.learning import (
+    attention_sparsity,
     dynamic_routing,
     processes,
     training_efficiency,
@@ -40,6 +41,7 @@ READERS: Mapping[str, Reader] = {
     "C4": twin_accuracy,
     "C5": inference,
     "C6": dynamic_routing,
+    "C7": attention_sparsity,
     "C8": mixed_precision,
     "C9": activation_checkpointing,
     "C10": accumulation,
