@@ -175,7 +175,7 @@ def _panel_name(panel: Json) -> str:
 
 
 def _in_claimed_range(knee: Json) -> bool:
-    return knee["where"] == "at" and KNEE_FROM <= knee["sparsity"] <= KNEE_TO
+    return bool(knee["where"] == "at" and KNEE_FROM <= knee["sparsity"] <= KNEE_TO)
 
 
 def _fall(panel: Json) -> str:
