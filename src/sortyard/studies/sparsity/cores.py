@@ -1,7 +1,7 @@
 """What a layer attends with instead of its own core: a selection of pairs, with gradients through all of them."""
 
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,12 +17,18 @@ from sortyard.ops import (
     relation_sparsity,
 )
 from sortyard.ops.bucket_attention.reference import attend_relation
-from sortyard.ops.bucket_attention.spec import Selection as Bucketed
 from sortyard.ops.segments import Segments
 from sortyard.studies.bench.fidelity_position_tree import position_relation
 from sortyard.studies.bench.fidelity_selections import DEFAULT, LOCAL, RANDOM, ByMask, make_selection
 
+__all__ = [
+    "DENSE", "LOCAL", "POSITIONS", "RANDOM", "ROUNDS", "SELECTIONS", "TREE", "Setting", "attention_layers", "base_spec",
+    "layer_sparsity", "make_core", "swap_attention",
+]  # fmt: skip
+
 Json = dict[str, Any]
+_TREE = BucketSpec(dense_up_to=0)
+_ROUNDS = BucketSpec(selection="rounds", dense_up_to=0)
 DENSE, TREE, ROUNDS, POSITIONS = "dense", "tree", "rounds", "positions"
 SELECTIONS = {
     TREE: "the content tree: exact near buckets and summaries of all else",
@@ -65,9 +71,7 @@ class Setting:
 
 def base_spec(selection: str, **changes: int) -> BucketSpec:
     """The library's defaults for a selection, never dense, with some fields changed."""
-    kind: Bucketed = ROUNDS if selection == ROUNDS else TREE  # type: ignore[assignment]
-    assert kind in get_args(Bucketed)
-    return BucketSpec(selection=kind, dense_up_to=0, **changes)
+    return replace(_ROUNDS if selection == ROUNDS else _TREE, **changes)  # type: ignore[arg-type]
 
 
 class _Core(nn.Module):

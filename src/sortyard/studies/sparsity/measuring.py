@@ -160,7 +160,7 @@ def _classifier(folder: str, *, num_labels: int, seed: int) -> Any:
 @torch.inference_mode()
 def _accuracy(model: Any, ids: torch.Tensor, labels: torch.Tensor, *, rows_at_once: int) -> float:
     model.eval()
-    chosen = [model(input_ids=rows).logits.argmax(-1) for rows in ids.split(rows_at_once)]
+    chosen = [model(input_ids=rows).logits.argmax(-1) for rows in torch.split(ids, rows_at_once)]
     return float((torch.cat(chosen) == labels).float().mean())
 
 
