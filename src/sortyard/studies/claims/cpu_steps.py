@@ -131,11 +131,12 @@ def _sparsity(asked: Asked) -> Sequence[Step]:
     base = ("pretrain", "sparsity-laptop", steps, f"pretrain.data.path={{work}}/{PREPARED}")
     texts = [word for domain in asked.domains for word in ("--data", f"{{work}}/texts/corpus/{domain}.jsonl")]
     task = ("--task-data", "{novels}", "--label-column", "author") if asked.has_novels else ()
-    given = ("--selections", "tree,random,local,rounds", "--adapt-steps", str(asked.steps(60)), "--jobs", "1")
-    study = ("study", "sparsity", "{work}/C7/base", *texts, *task, *given, "--minutes", "0")
+    shares = ("--sparsities", "0.5,0.7,0.8,0.9,0.95,0.98", "--selections", "tree,random,local,rounds")
+    given = (*shares, "--adapt-steps", str(asked.steps(40)), "--task-steps", str(asked.steps(40)))
+    study = ("study", "sparsity", "{work}/C7/base", *texts, *task, *given, "--jobs", "1", "--minutes", "45")
     return (
         Step("C7/base", base, 10, resumes=True, needs=(PREPARED,)),
-        Step("C7/sparsity", study, 40, needs=("C7/base",)),
+        Step("C7/sparsity", study, 45, needs=("C7/base",)),
     )
 
 
