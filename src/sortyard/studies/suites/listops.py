@@ -4,11 +4,10 @@ Source of the task: Nangia and Bowman (2018), in the sizes of Long Range Arena: 
 2,000 elements. The generator is ours; its expressions are others than those of the arena's files.
 """
 
+import random
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from sortyard.errors import InputError
 
@@ -67,7 +66,7 @@ def generate(count: int, *, sizes: ListOpsSizes, seed: int) -> list[Expression]:
     Raises:
         InputError: Expressions of these sizes are too rare.
     """
-    generator = np.random.default_rng(seed)
+    generator = random.Random(seed)
     found: dict[str, Expression] = {}
     for _ in range(TRIES * (count + 1)):
         if len(found) == count:
@@ -83,18 +82,18 @@ def generate(count: int, *, sizes: ListOpsSizes, seed: int) -> list[Expression]:
     raise InputError(f"ListOps: these sizes hardly ever give an expression: {sizes}; allow shorter ones")
 
 
-def _draw_list(words: list[str], *, generator: np.random.Generator, sizes: ListOpsSizes, depth: int) -> int:
+def _draw_list(words: list[str], *, generator: random.Random, sizes: ListOpsSizes, depth: int) -> int:
     """Append a list's words, and return its value."""
-    name = _NAMES[generator.integers(len(_NAMES))]
+    name = generator.choice(_NAMES)
     words.append(f"[{name}")
     values = []
-    for _ in range(int(generator.integers(2, sizes.arguments + 1))):
+    for _ in range(generator.randint(2, sizes.arguments)):
         if len(words) >= sizes.longest:
             raise _TooLongError
         if depth < sizes.depth and generator.random() < sizes.list_prob:
             values.append(_draw_list(words, generator=generator, sizes=sizes, depth=depth + 1))
         else:
-            values.append(int(generator.integers(10)))
+            values.append(generator.randrange(10))
             words.append(str(values[-1]))
     words.append("]")
     if len(words) > sizes.longest:

@@ -26,7 +26,7 @@ from sortyard.studies.suites.long_documents import (
 )
 from sortyard.studies.suites.model import SuiteModel, origin, suite_folder
 from sortyard.studies.suites.pages import write_suite_page
-from sortyard.studies.suites.protocols import LOST_AT_MOST, check_changes, settings_of
+from sortyard.studies.suites.protocols import OF_EVERY_RUN, check_changes, settings_of
 from sortyard.studies.suites.runs import Score, TrainingRun, check_plan, read_score, run_all
 
 Json = dict[str, Any]
@@ -186,7 +186,7 @@ def _cell(
     train, test = write_documents(documents, folder=where)
     options = TaskOptions(name="custom", data=str(train), dev=str(test), max_length=length)
     task = [f"finetune.task.{key}={json.dumps(getattr(options, key))}" for key in ("name", "data", "dev", "max_length")]
-    words = ("small", LOST_AT_MOST, *SETTINGS, *plan.changes, *task, "--from", model.start)
+    words = ("small", *OF_EVERY_RUN, *SETTINGS, *plan.changes, *task, "--from", model.start)
     runs = tuple(
         TrainingRun(
             f"{name} at {length} seed {seed}",

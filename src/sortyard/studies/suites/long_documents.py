@@ -105,7 +105,9 @@ def listops_documents(length: int, *, tokenizer: Any, wanted: Wanted, sizes: Lis
     """
     sample = generate(20, sizes=replace(sizes, shortest=40, longest=200), seed=wanted.seed)
     elements = sum(len(each.text.split()) for each in sample)
-    per_element = sum(len(ids) for ids in tokenizer([each.text for each in sample], verbose=False)["input_ids"]) / elements
+    per_element = (
+        sum(len(ids) for ids in tokenizer([each.text for each in sample], verbose=False)["input_ids"]) / elements
+    )
     longest = min(sizes.longest, int(0.95 * (length - 2) / per_element))
     if longest < 8:
         raise InputError(f"--lengths {length}: is too short for ListOps; give 64 at least")

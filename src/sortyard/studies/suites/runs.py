@@ -24,8 +24,6 @@ from sortyard.training.stop_signals import StopSignals
 
 Json = dict[str, Any]
 POLL_SECONDS = 0.1
-# Of every run, whatever it trains: a core each, and little beside the scores.
-ALIKE = ("finetune.loop.num_threads=1", "finetune.loop.tensorboard=false", "finetune.loop.keep_checkpoints=1")
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class TrainingRun:
     def command(self) -> list[str]:
         """The process that starts the run, or goes on with it."""
         begun = (self.folder / "resolved.yaml").is_file()
-        own = ["finetune", *self.words, *ALIKE, "--seed", str(self.seed), "--out", str(self.folder)]
+        own = ["finetune", *self.words, "--seed", str(self.seed), "--out", str(self.folder)]
         return [sys.executable, "-m", "sortyard", *(["resume", str(self.folder)] if begun else own), "--quiet"]
 
 
@@ -235,7 +233,7 @@ class _Crew:
                 raise InputError(f"{run.name}: {_last_line(run.log)}")
             if status != 0:
                 self._failed.append(run)
-                self._say(f"failed    {run.name}: {_last_line(run.log)}")
+                self._say(f"failed    {run.name}: {_ending(status)}{_last_line(run.log)}")
                 continue
             _note(run, seconds, done=True)
             if not self._keep_models:
@@ -275,6 +273,11 @@ def _drop_weights(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for path in (folder / "model").glob("*.safetensors"):
         path.unlink()
+
+
+def _ending(status: int) -> str:
+    """Say how a process ended that was not its input's fault."""
+    return f"exit status {status}, " if status >= 0 else f"ended by signal {-status} (9: maybe for want of memory), "
 
 
 def _last_line(log: Path) -> str:
