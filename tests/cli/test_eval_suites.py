@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import chdir
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,9 @@ def test_a_fault_in_a_run_is_told_with_its_name(sortyard: Callable, yard: Path) 
     (yard / "runs/glue-tiny-0001/rte/seed-0").mkdir(parents=True)
     assert sortyard(*words).status == 2  # a folder of somebody else
     shutil.rmtree(yard / "runs/glue-tiny-0001")
-    ended = sortyard(*words, "finetune.loop.precision=fp16", "finetune.loop.device=cuda")
+    if find_spec("wandb") is not None:
+        pytest.skip("wandb is installed, so nothing is at fault")
+    ended = sortyard(*words, "finetune.loop.trackers=[wandb]")
     assert ended.status == 2
     assert "rte seed 0: " in ended.err
 

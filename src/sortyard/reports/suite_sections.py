@@ -44,7 +44,9 @@ def glue_verdict(result: Record) -> str:
         return "No task was measured that an average counts."
     names = ", ".join(TITLES[name] for name in average["tasks"])
     without = ", ".join(TITLES[name] for name in average["without"])
-    text = f"Average {_percent(average['score'])} over {len(average['tasks'])} tasks: {names} (WNLI is never counted)."
+    text = (
+        f"Average {_percent(average['score'])} over {_tasks(len(average['tasks']))}: {names} (WNLI is never counted)."
+    )
     return text + (f" Without {without}, so it is no GLUE average." if without else "")
 
 
@@ -109,12 +111,16 @@ def _glue_intro(result: Record) -> str:
     return f"{glue_verdict(result)} {how} Scores are of the development sets, in percent."
 
 
+def _tasks(number: int) -> str:
+    return f"{number} tasks" if number > 1 else "1 task"
+
+
 def _seeds(number: int) -> str:
     return f"the median of {number} seeds" if number > 1 else "one seed"
 
 
 def _glue_scores(result: Record) -> Table:
-    header = ("task", "score", "lowest to highest", "metrics", "training examples", "time", "remark")
+    header = ("task", "score", "lowest to highest", "metrics", "training examples", "core time", "remark")
     return Table(
         "Measured", header, tuple(_glue_row(name, task, result) for name, task in result["tasks"].items())
     )  # fmt: skip
@@ -133,7 +139,7 @@ def _glue_row(name: str, task: Record, result: Record) -> tuple[str, ...]:
         f"{_percent(task['low'])} to {_percent(task['high'])}" if len(task["seeds"]) > 1 else "",
         metrics,
         f"{task['train_examples']:,}",
-        duration(sum(seed["seconds"] for seed in task["seeds"])),
+        MISSING if task["processor_seconds"] is None else duration(task["processor_seconds"]),
         "; ".join(notes),
     )
 

@@ -41,7 +41,9 @@ class SuiteModel:
             path = source / "pretrain" if is_demo(source) else source
             folder = model_folder(path)
             run = path if (path / "job.json").is_file() else None
-            return cls(path.resolve().name, str(folder.resolve()), run, _digest(folder))
+            named = path.resolve()
+            name = named.parent.name if named.name == "model" else named.name  # "model" would name nothing
+            return cls(name, str(folder.resolve()), run, _digest(folder))
         if str(source).startswith((str(RUNS), "~")):
             raise InputError(f"{source}: there is no such folder; give a run's folder or a Hugging Face model's")
         start = find_start(str(source))

@@ -229,13 +229,13 @@ class _Crew:
                 continue
             status, seconds = ended
             del self._running[run]
+            _note(run, seconds, done=status == 0)
             if status == 2:
                 raise InputError(f"{run.name}: {_last_line(run.log)}")
             if status != 0:
                 self._failed.append(run)
                 self._say(f"failed    {run.name}: {_ending(status)}{_last_line(run.log)}")
                 continue
-            _note(run, seconds, done=True)
             if not self._keep_models:
                 _drop_weights(run.folder)
             self._tell(run)
