@@ -158,9 +158,8 @@ def test_other_text_columns(sortyard: Callable, yard: Path) -> None:
         (["--routing", "--data", "no.txt"], "no such file"),
         (["--routing", "--data", "animals.jsonl", "--data", "animals=text.txt"], "two texts are called 'animals'"),
         (["--routing", "--data", "=text.txt"], "no name"),
-        (["--data", "text.txt", "--data", "animals.jsonl"], "only for --routing"),
         (["--max-tokens", "5"], "only for --routing"),
-        (["--text-column", "body"], "only for --routing"),
+        (["--text-column", "body"], "for several --data"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -91,7 +91,7 @@ def _known_labels(names: tuple[str, ...]) -> tuple[str, ...]:
 def _language_model(
     run: RunFolder, *, recipe: Recipe, data: str | None, batch_size: int, display: Display
 ) -> dict[str, Any]:
-    from sortyard.jobs.pretraining import held_out_scores
+    from sortyard.jobs.held_out import held_out_scores
 
     scores = held_out_scores(run, recipe=recipe, data=data, batch_size=batch_size, display=display)
     return {"run": run.path, "data": data if data is not None else "held-out rows", "evaluation": scores}

@@ -1,10 +1,7 @@
 """Phase 1: from text to a pretrained model, in a run folder."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sortyard.errors import InputError
@@ -12,7 +9,7 @@ from sortyard.jobs.arithmetic import token_flops
 from sortyard.jobs.display import Display
 from sortyard.jobs.finishing import write_documents
 from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder, open_job
-from sortyard.jobs.loading import load_language_model
+from sortyard.jobs.held_out import HeldOut
 from sortyard.jobs.paths import absolute, fingerprint
 from sortyard.jobs.processes import (
     as_first_says,
@@ -139,7 +136,7 @@ def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict
         tokenizer_ids=corpus.vocabulary.model_ids(),
         seed=recipe.seed,
     )
-    held_out = _HeldOut(corpus.held_out, section=section, vocabulary=corpus.vocabulary, seed=recipe.seed)
+    held_out = HeldOut(corpus.held_out, section=section, vocabulary=corpus.vocabulary, seed=recipe.seed)
     if is_first():
         save_tokenizer(corpus.tokenizer, folder=run.model, positions=recipe.model.max_position_embeddings)
     result = train(
@@ -186,39 +183,6 @@ def finished_run(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def held_out_scores(
-    run: RunFolder, *, recipe: Recipe, data: str | None, batch_size: int, display: Display
-) -> dict[str, float]:
-    """Scores a finished run's model on held-out rows: its own, or all of another text.
-
-    Raises:
-        InputError: The run has no model or holds out no rows, or the text cannot be used.
-    """
-    section = pretrain_section(recipe)
-    section = section.model_copy(update={"loop": section.loop.model_copy(update={"micro_batch_size": batch_size})})
-    with TemporaryDirectory(prefix="sortyard-") as aside:
-        rows, vocabulary = _rows_to_score(run, recipe=recipe, data=data, aside=Path(aside), display=display)
-        held_out = _HeldOut(rows, section=section, vocabulary=vocabulary, seed=recipe.seed)
-        return held_out(load_language_model(run.model, causal=section.objective == "causal_lm"))
-
-
-def _rows_to_score(
-    run: RunFolder, *, recipe: Recipe, data: str | None, aside: Path, display: Display
-) -> "tuple[PackedRows, Vocabulary]":
-    from sortyard.jobs.corpora import prepare_corpus
-
-    own, tokenizer = pretrain_section(recipe).data, recipe.tokenizer
-    if data is None:
-        corpus = prepare_corpus(own, tokenizer=tokenizer, folder=run.path / "data", seed=recipe.seed, display=display)
-        if corpus.held_out is None:
-            raise InputError(f"{run.path}: holds out no rows (validation_fraction is 0); give --data")
-        return corpus.held_out, corpus.vocabulary
-    other = own.model_copy(update={"path": data, "hub_config": None, "validation_fraction": 0.0})
-    options = tokenizer.model_copy(update={"path": run.model})
-    corpus = prepare_corpus(other, tokenizer=options, folder=aside, seed=recipe.seed, display=display)
-    return corpus.rows, corpus.vocabulary
-
-
 def decoded_rows(corpus: "Corpus") -> list[str]:
     """Returns the first pieces of the first held-out rows (of the training rows where none are held out) as text."""
     rows = corpus.held_out if corpus.held_out is not None else corpus.rows
@@ -239,34 +203,6 @@ def save_tokenizer(tokenizer: "PreTrainedTokenizerFast", *, folder: Path, positi
     """Writes a tokenizer beside a model, announcing no longer sequences than the model has positions for."""
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     tokenizer.save_pretrained(str(folder))
-
-
-@dataclass(frozen=True)
-class _HeldOut:
-    """Scores a model on the held-out rows; the same rows and masks every time."""
-
-    rows: "PackedRows | None"
-    section: PretrainSection
-    vocabulary: "Vocabulary"
-    seed: int
-
-    def __call__(self, model: Any) -> dict[str, float]:
-        from sortyard.evaluation.perplexity import evaluate_language_model
-
-        causal = self.section.objective == "causal_lm"
-        score = evaluate_language_model(model, batches=self.batches(), causal=causal)
-        return {"loss": score.loss, "perplexity": score.perplexity, "accuracy": score.accuracy}
-
-    def batches(self) -> Iterator[dict[str, Any]]:
-        from sortyard.data.batches import causal_lm_validation, masked_lm_validation
-
-        assert self.rows is not None
-        size = self.section.loop.micro_batch_size
-        if self.section.objective == "causal_lm":
-            return causal_lm_validation(self.rows, vocabulary=self.vocabulary, batch_size=size)
-        return masked_lm_validation(
-            self.rows, vocabulary=self.vocabulary, masking=self.section.masking, batch_size=size, seed=self.seed
-        )
 
 
 def _source(rows: "PackedRows", *, section: PretrainSection, vocabulary: "Vocabulary", seed: int) -> "BatchSource":

@@ -21,6 +21,7 @@ from sortyard.reports.sections import (
     experts_section,
     training_section,
 )
+from sortyard.reports.suite_sections import suite_sections
 from sortyard.reports.wording import Bar
 
 
@@ -107,6 +108,7 @@ def _sections(data: RunData) -> list[Section]:
         evaluation_section(evaluation, settings=final.settings, id=f"result-{_slug(evaluation.name)}")
         for evaluation in final.evaluations
     ]
+    found += suite_sections(final.evaluations)
     for phase in data.phases:
         name = "Adapting" if phase.is_adapting else "Fine-tuning" if phase.is_finetuning else "Pretraining"
         found.append(training_section(phase, id=f"{_slug(name)}-training", title=name))

@@ -44,7 +44,7 @@ def write_page(result: BenchResult, *, folder: Path, title: str, verdict: str, s
         folder=folder.resolve().name,
     )
     path = folder / f"{result.name}.html"
-    replace_bytes(path, _render(page).encode())
+    replace_bytes(path, render_page(page).encode())
     return path
 
 
@@ -86,7 +86,8 @@ def _load_text(result: BenchResult) -> str:
     return f"; load {min(loads):g} to {max(loads):g}" if loads else ""
 
 
-def _render(page: Page) -> str:
+def render_page(page: Page) -> str:
+    """Return the page's HTML: one file that works offline."""
     from plotly.offline import get_plotlyjs
 
     loader = PackageLoader("sortyard.reports")

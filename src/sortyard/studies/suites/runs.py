@@ -1,0 +1,295 @@
+"""Fine-tuning runs as processes: several at a time, one core each, resumed where they stop, ended by Ctrl-C."""
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sortyard.durable import replace_bytes
+from sortyard.errors import InputError, LostProcessError
+from sortyard.jobs.display import Display
+from sortyard.reports.wording import duration
+from sortyard.training.json_lines import read_lines
+from sortyard.training.run_folder import RunFolder
+from sortyard.training.stop_signals import StopSignals
+
+Json = dict[str, Any]
+POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One run of `sortyard finetune`.
+
+    Attributes:
+        name: What it is called in messages, such as "rte seed 1".
+        folder: Of the run.
+        words: Recipe, settings and options of the verb; folder and seed are added.
+        seed: Of head, order and dropout.
+        task: What its evaluation is called.
+        metric: The figure that counts; None takes the mean of the task's metrics, as GLUE does where there are two.
+        weight: How long it takes beside the others.
+    """
+
+    name: str
+    folder: Path
+    words: tuple[str, ...]
+    seed: int
+    task: str
+    metric: str | None = None
+    weight: float = 1.0
+
+    @property
+    def log(self) -> Path:
+        """What its process said."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def spent(self) -> Path:
+        """Processor seconds of all its processes."""
+        return self.folder.with_name(f"{self.folder.name}.seconds.json")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run ended well."""
+        return self.spent.is_file() and bool(_read(self.spent).get("done"))
+
+    def command(self) -> list[str]:
+        """The process that starts the run, or goes on with it."""
+        begun = (self.folder / "resolved.yaml").is_file()
+        own = ["finetune", *self.words, "--seed", str(self.seed), "--out", str(self.folder)]
+        return [sys.executable, "-m", "sortyard", *(["resume", str(self.folder)] if begun else own), "--quiet"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one finished run scored, and what it took.
+
+    Attributes:
+        seed: Of the run.
+        score: The figure that counts.
+        metrics: All of them.
+        seconds: Of training.
+        processor_seconds: Of the whole process, reading and scoring included; None where the system does not tell.
+        steps: Optimizer steps.
+    """
+
+    seed: int
+    score: float
+    metrics: dict[str, float]
+    seconds: float
+    processor_seconds: float | None
+    steps: int
+
+
+def run_all(runs: Sequence[TrainingRun], *, jobs: int, keep_models: bool, display: Display) -> None:
+    """Do all runs that are not done.
+
+    A run that fails for another reason than its input does not keep the others from being done.
+
+    Args:
+        runs: In the order of their beginning.
+        jobs: How many at a time.
+        keep_models: Whether weights stay after a run; its scores and predictions always do.
+        display: Told of every run that ends.
+
+    Raises:
+        InputError: a run's input is at fault; those that are going on are stopped and can be continued.
+        LostProcessError: some failed; the others are done.
+        KeyboardInterrupt: the person asked for it; what was begun is saved.
+    """
+    for run in runs:
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+    with StopSignals() as signals:
+        failed = _Crew(runs, jobs=jobs, keep_models=keep_models, display=display).work(signals)
+        if signals.received is not None:
+            display.say("stopped; the same command goes on")
+            signals.leave(signals.received)
+    if failed:
+        names = ", ".join(f"{run.name} (see {run.log})" for run in failed)
+        raise LostProcessError(f"{len(failed)} of {len(runs)} runs failed: {names}; the same command tries them again")
+
+
+def read_score(run: TrainingRun) -> Score | None:
+    """Read what a run scored; None where it is not done."""
+    file = run.folder / "eval" / f"{run.task}.json"
+    if not run.is_done or not file.is_file():
+        return None
+    metrics = {name: float(value) for name, value in _read(file)["metrics"].items()}
+    last = [line for line in read_lines(RunFolder(run.folder).metrics) if line.get("kind") == "train"][-1]
+    spent = _read(run.spent).get("processor_seconds")
+    own = [value for name, value in metrics.items() if name != "combined_score"]
+    return Score(
+        seed=run.seed,
+        score=metrics[run.metric] if run.metric else metrics.get("combined_score", own[0]),
+        metrics=metrics,
+        seconds=round(float(last["seconds"]), 1),
+        processor_seconds=None if spent is None else round(float(spent), 1),
+        steps=int(last["step"]),
+    )
+
+
+def medians(scores: Sequence[Score]) -> dict[str, float]:
+    """The median over the seeds of every metric."""
+    return {name: statistics.median(score.metrics[name] for score in scores) for name in scores[0].metrics}
+
+
+def check_plan(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keep runs of different settings apart: remember them at the first call, and compare at every later one.
+
+    Args:
+        folder: Of all the runs; made where it is missing.
+        settings: Whatever changes a score, as JSON values; a later call may name more of them.
+
+    Raises:
+        InputError: the folder holds something else, or runs of other settings.
+    """
+    file, wanted = folder / "plan.json", json.loads(json.dumps(dict(settings)))
+    stored = _read(file) if file.is_file() else {}
+    differ = sorted(key for key in wanted if key in stored and stored[key] != wanted[key])
+    if differ:
+        raise InputError(
+            f"--out {folder}: holds runs with another {' and '.join(differ)}; give another folder, or remove this one"
+        )
+    if not stored and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
+        raise InputError(f"--out {folder}: exists and holds something else; choose a new or empty folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_bytes(file, (json.dumps(stored | wanted, indent=2) + "\n").encode())
+
+
+class _Crew:
+    """The processes of all runs."""
+
+    def __init__(self, runs: Sequence[TrainingRun], *, jobs: int, keep_models: bool, display: Display) -> None:
+        self._waiting = deque(run for run in runs if not run.is_done)
+        self._num_runs = len(runs)
+        self._jobs, self._keep_models, self._say = jobs, keep_models, display.say
+        self._running: dict[TrainingRun, subprocess.Popen[bytes]] = {}
+        self._failed: list[TrainingRun] = []
+        self._weight_done, self._began = 0.0, time.monotonic()
+
+    def work(self, signals: StopSignals) -> list[TrainingRun]:
+        """Do everything, or what can be done until a signal comes; return the runs that failed."""
+        num_done = self._num_runs - len(self._waiting)
+        if num_done:
+            self._say(f"runs      {num_done} of {self._num_runs} are done already")
+        try:
+            while self._running or (self._waiting and signals.received is None):
+                while self._waiting and len(self._running) < self._jobs and signals.received is None:
+                    self._start(self._waiting.popleft())
+                if signals.received is not None:
+                    self._stop(signals.received)
+                    break
+                time.sleep(POLL_SECONDS)
+                self._gather()
+        except InputError:
+            self._stop(signal.SIGINT)
+            raise
+        finally:
+            for process in self._running.values():
+                process.kill()
+                process.wait()
+        return self._failed
+
+    def _start(self, run: TrainingRun) -> None:
+        if run.folder.exists() and not (run.folder / "resolved.yaml").is_file():
+            shutil.rmtree(run.folder)  # what a killed process left before there was a run
+        with run.log.open("ab") as log:
+            self._running[run] = subprocess.Popen(
+                run.command(),
+                env=dict(os.environ) | {"OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a terminal's Ctrl-C reaches them once, by this process
+            )
+
+    def _stop(self, number: int) -> None:
+        """Let the runs save what they have, and wait for them."""
+        for process in self._running.values():
+            process.send_signal(number)
+        for run, process in list(self._running.items()):
+            status, seconds = _wait(process, block=True) or (1, None)
+            _note(run, seconds, done=status == 0)
+            del self._running[run]
+
+    def _gather(self) -> None:
+        for run, process in list(self._running.items()):
+            ended = _wait(process, block=False)
+            if ended is None:
+                continue
+            status, seconds = ended
+            del self._running[run]
+            _note(run, seconds, done=status == 0)
+            if status == 2:
+                raise InputError(f"{run.name}: {_last_line(run.log)}")
+            if status != 0:
+                self._failed.append(run)
+                self._say(f"failed    {run.name}: {_ending(status)}{_last_line(run.log)}")
+                continue
+            if not self._keep_models:
+                _drop_weights(run.folder)
+            self._tell(run)
+
+    def _tell(self, run: TrainingRun) -> None:
+        self._weight_done += run.weight
+        left = [*self._waiting, *self._running]
+        rest = (time.monotonic() - self._began) / self._weight_done * sum(each.weight for each in left)
+        score = read_score(run)
+        result = "" if score is None else f": {score.score:.4f} in {duration(score.seconds)}"
+        more = f"; about {duration(rest)} for {len(left)} more" if left else ""
+        self._say(f"run       {self._num_runs - len(left)} of {self._num_runs}: {run.name}{result}{more}")
+
+
+def _wait(process: "subprocess.Popen[bytes]", *, block: bool) -> tuple[int, float | None] | None:
+    """Exit status and processor seconds of a process; None while it is running."""
+    if not hasattr(os, "wait4"):  # Windows does not tell what a process took
+        status = process.wait() if block else process.poll()
+        return None if status is None else (status, None)
+    found, status, usage = os.wait4(process.pid, 0 if block else os.WNOHANG)
+    if not found:
+        return None
+    process.returncode = os.waitstatus_to_exitcode(status)  # else Popen would wait for a process that is gone
+    return process.returncode, usage.ru_utime + usage.ru_stime
+
+
+def _note(run: TrainingRun, seconds: float | None, *, done: bool) -> None:
+    """Add to the processor seconds that earlier processes of the run took."""
+    before = _read(run.spent).get("processor_seconds", 0.0) if run.spent.is_file() else 0.0
+    total = None if seconds is None or before is None else before + seconds
+    replace_bytes(run.spent, json.dumps({"done": done, "processor_seconds": total}).encode())
+
+
+def _drop_weights(folder: Path) -> None:
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for path in (folder / "model").glob("*.safetensors"):
+        path.unlink()
+
+
+def _ending(status: int) -> str:
+    """Say how a process ended that was not its input's fault."""
+    return f"exit status {status}, " if status >= 0 else f"ended by signal {-status} (9: maybe for want of memory), "
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    return lines[-1].removeprefix("error: ") if lines else "it said nothing"
+
+
+def _read(path: Path) -> Json:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); remove it and run the same command again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: must hold one JSON object; remove it and run the same command again")
+    return content
