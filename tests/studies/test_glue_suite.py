@@ -124,7 +124,7 @@ def test_the_score_of_two_metrics_is_their_mean(tmp_path: Path) -> None:
     assert (found.score, found.steps, found.seconds, found.processor_seconds) == (0.85, 7, 2.5, 9.0)
     assert "resume" not in run.command()
     (run.folder / "resolved.yaml").touch()
-    assert run.command()[3:5] == ["resume", str(run.folder)]
+    assert run.command()[:2] == ["resume", str(run.folder)]
 
 
 def result_of(*, measured: tuple[str, ...] = ("rte", "mnli")) -> dict:

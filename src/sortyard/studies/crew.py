@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -14,6 +14,7 @@ from sortyard.training.stop_signals import StopSignals
 
 T = TypeVar("T")
 POLL_SECONDS = 0.1
+ONE_CORE = {"OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Crew(Generic[T]):
         ended: Told of every process that ended; what it raises stops the others.
         began: Told of every item whose process begins.
         is_ready: Whether an item may begin now; asked again after every process that ended.
+        environment: Variables that its processes have besides ours.
     """
 
     words: Callable[[T], Sequence[str]]
@@ -54,6 +56,7 @@ class Crew(Generic[T]):
     ended: Callable[[T, Ended], None]
     began: Callable[[T], None]
     is_ready: Callable[[T], bool] = _always
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def work(self, items: Sequence[T], *, at_once: int) -> None:
         """Do everything, in order, `at_once` at a time.
@@ -101,6 +104,7 @@ class _Shift(Generic[T]):
         with self._crew.log(item).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "sortyard", *self._crew.words(item)],
+                env=os.environ | self._crew.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -125,6 +129,11 @@ class _Shift(Generic[T]):
             item, process, began = self._running.pop()
             status, used = _wait(process, block=True) or (1, None)
             self._crew.ended(item, Ended(status, time.perf_counter() - began, used, was_stopped=True))
+
+
+def ending(status: int) -> str:
+    """Say how a process ended that was not its input's fault."""
+    return f"exit status {status}" if status >= 0 else f"ended by signal {-status} (9: maybe for want of memory)"
 
 
 def last_words(log: Path, *, lines: int = 1) -> str:

@@ -1,14 +1,9 @@
 """Fine-tuning runs as processes: several at a time, one core each, resumed where they stop, ended by Ctrl-C."""
 
 import json
-import os
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +13,11 @@ from sortyard.durable import replace_bytes
 from sortyard.errors import InputError, LostProcessError
 from sortyard.jobs.display import Display
 from sortyard.reports.wording import duration
+from sortyard.studies.crew import ONE_CORE, Crew, Ended, ending, last_words
 from sortyard.training.json_lines import read_lines
 from sortyard.training.run_folder import RunFolder
-from sortyard.training.stop_signals import StopSignals
 
 Json = dict[str, Any]
-POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,10 +58,10 @@ class TrainingRun:
         return self.spent.is_file() and bool(_read(self.spent).get("done"))
 
     def command(self) -> list[str]:
-        """The process that starts the run, or goes on with it."""
+        """The words that start the run, or go on with it."""
         begun = (self.folder / "resolved.yaml").is_file()
         own = ["finetune", *self.words, "--seed", str(self.seed), "--out", str(self.folder)]
-        return [sys.executable, "-m", "sortyard", *(["resume", str(self.folder)] if begun else own), "--quiet"]
+        return [*(["resume", str(self.folder)] if begun else own), "--quiet"]
 
 
 @dataclass(frozen=True)
@@ -109,14 +103,21 @@ def run_all(runs: Sequence[TrainingRun], *, jobs: int, keep_models: bool, displa
     """
     for run in runs:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
-    with StopSignals() as signals:
-        failed = _Crew(runs, jobs=jobs, keep_models=keep_models, display=display).work(signals)
-        if signals.received is not None:
-            display.say("stopped; the same command goes on")
-            signals.leave(signals.received)
-    if failed:
-        names = ", ".join(f"{run.name} (see {run.log})" for run in failed)
-        raise LostProcessError(f"{len(failed)} of {len(runs)} runs failed: {names}; the same command tries them again")
+    account = _Account(runs, keep_models=keep_models, display=display)
+    crew = Crew[TrainingRun](
+        words=lambda run: run.command(), log=lambda run: run.log, began=_clear, ended=account.ended,
+        environment=ONE_CORE,
+    )  # fmt: skip
+    try:
+        crew.work(account.left, at_once=jobs)
+    except (KeyboardInterrupt, SystemExit):
+        display.say("stopped; the same command goes on")
+        raise
+    if account.failed:
+        names = ", ".join(f"{run.name} (see {run.log})" for run in account.failed)
+        raise LostProcessError(
+            f"{len(account.failed)} of {len(runs)} runs failed: {names}; the same command tries them again"
+        )
 
 
 def read_score(run: TrainingRun) -> Score | None:
@@ -166,83 +167,36 @@ def check_plan(folder: Path, settings: Mapping[str, Any]) -> None:
     replace_bytes(file, (json.dumps(stored | wanted, indent=2) + "\n").encode())
 
 
-class _Crew:
-    """The processes of all runs."""
+class _Account:
+    """What has become of the runs."""
 
-    def __init__(self, runs: Sequence[TrainingRun], *, jobs: int, keep_models: bool, display: Display) -> None:
-        self._waiting = deque(run for run in runs if not run.is_done)
-        self._num_runs = len(runs)
-        self._jobs, self._keep_models, self._say = jobs, keep_models, display.say
-        self._running: dict[TrainingRun, subprocess.Popen[bytes]] = {}
-        self._failed: list[TrainingRun] = []
+    def __init__(self, runs: Sequence[TrainingRun], *, keep_models: bool, display: Display) -> None:
+        self.left = [run for run in runs if not run.is_done]
+        self.failed: list[TrainingRun] = []
+        self._num_runs, self._keep_models, self._say = len(runs), keep_models, display.say
         self._weight_done, self._began = 0.0, time.monotonic()
+        if len(self.left) < len(runs):
+            self._say(f"runs      {len(runs) - len(self.left)} of {len(runs)} are done already")
 
-    def work(self, signals: StopSignals) -> list[TrainingRun]:
-        """Do everything, or what can be done until a signal comes; return the runs that failed."""
-        num_done = self._num_runs - len(self._waiting)
-        if num_done:
-            self._say(f"runs      {num_done} of {self._num_runs} are done already")
-        try:
-            while self._running or (self._waiting and signals.received is None):
-                while self._waiting and len(self._running) < self._jobs and signals.received is None:
-                    self._start(self._waiting.popleft())
-                if signals.received is not None:
-                    self._stop(signals.received)
-                    break
-                time.sleep(POLL_SECONDS)
-                self._gather()
-        except InputError:
-            self._stop(signal.SIGINT)
-            raise
-        finally:
-            for process in self._running.values():
-                process.kill()
-                process.wait()
-        return self._failed
-
-    def _start(self, run: TrainingRun) -> None:
-        if run.folder.exists() and not (run.folder / "resolved.yaml").is_file():
-            shutil.rmtree(run.folder)  # what a killed process left before there was a run
-        with run.log.open("ab") as log:
-            self._running[run] = subprocess.Popen(
-                run.command(),
-                env=dict(os.environ) | {"OMP_NUM_THREADS": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a terminal's Ctrl-C reaches them once, by this process
-            )
-
-    def _stop(self, number: int) -> None:
-        """Let the runs save what they have, and wait for them."""
-        for process in self._running.values():
-            process.send_signal(number)
-        for run, process in list(self._running.items()):
-            status, seconds = _wait(process, block=True) or (1, None)
-            _note(run, seconds, done=status == 0)
-            del self._running[run]
-
-    def _gather(self) -> None:
-        for run, process in list(self._running.items()):
-            ended = _wait(process, block=False)
-            if ended is None:
-                continue
-            status, seconds = ended
-            del self._running[run]
-            _note(run, seconds, done=status == 0)
-            if status == 2:
-                raise InputError(f"{run.name}: {_last_line(run.log)}")
-            if status != 0:
-                self._failed.append(run)
-                self._say(f"failed    {run.name}: {_ending(status)}{_last_line(run.log)}")
-                continue
-            if not self._keep_models:
-                _drop_weights(run.folder)
-            self._tell(run)
+    def ended(self, run: TrainingRun, end: Ended) -> None:
+        """Note how a run ended, and tell it."""
+        _note(run, end.processor_seconds, done=end.status == 0)
+        if end.was_stopped:
+            return
+        if end.status == 2:
+            raise InputError(f"{run.name}: {last_words(run.log)}")
+        if end.status != 0:
+            self.failed.append(run)
+            self._say(f"failed    {run.name}: {ending(end.status)}, {last_words(run.log)}")
+            return
+        if not self._keep_models:
+            _drop_weights(run.folder)
+        self.left.remove(run)
+        self._tell(run)
 
     def _tell(self, run: TrainingRun) -> None:
         self._weight_done += run.weight
-        left = [*self._waiting, *self._running]
+        left = [each for each in self.left if each not in self.failed]
         rest = (time.monotonic() - self._began) / self._weight_done * sum(each.weight for each in left)
         score = read_score(run)
         result = "" if score is None else f": {score.score:.4f} in {duration(score.seconds)}"
@@ -250,16 +204,10 @@ class _Crew:
         self._say(f"run       {self._num_runs - len(left)} of {self._num_runs}: {run.name}{result}{more}")
 
 
-def _wait(process: "subprocess.Popen[bytes]", *, block: bool) -> tuple[int, float | None] | None:
-    """Exit status and processor seconds of a process; None while it is running."""
-    if not hasattr(os, "wait4"):  # Windows does not tell what a process took
-        status = process.wait() if block else process.poll()
-        return None if status is None else (status, None)
-    found, status, usage = os.wait4(process.pid, 0 if block else os.WNOHANG)
-    if not found:
-        return None
-    process.returncode = os.waitstatus_to_exitcode(status)  # else Popen would wait for a process that is gone
-    return process.returncode, usage.ru_utime + usage.ru_stime
+def _clear(run: TrainingRun) -> None:
+    """Remove what a killed process left before there was a run."""
+    if run.folder.exists() and not (run.folder / "resolved.yaml").is_file():
+        shutil.rmtree(run.folder)
 
 
 def _note(run: TrainingRun, seconds: float | None, *, done: bool) -> None:
@@ -273,16 +221,6 @@ def _drop_weights(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for path in (folder / "model").glob("*.safetensors"):
         path.unlink()
-
-
-def _ending(status: int) -> str:
-    """Say how a process ended that was not its input's fault."""
-    return f"exit status {status}, " if status >= 0 else f"ended by signal {-status} (9: maybe for want of memory), "
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
-    return lines[-1].removeprefix("error: ") if lines else "it said nothing"
 
 
 def _read(path: Path) -> Json:

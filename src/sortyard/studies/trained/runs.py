@@ -12,7 +12,7 @@ from sortyard.jobs.corpora import is_prepared, prepare_folder
 from sortyard.jobs.display import Display
 from sortyard.recipe import Recipe, resolved_yaml
 from sortyard.reports.wording import duration
-from sortyard.studies.crew import Crew, Ended, last_words
+from sortyard.studies.crew import ONE_CORE, Crew, Ended, ending, last_words
 from sortyard.studies.trained.arms import Arm
 
 Json = dict[str, Any]
@@ -186,7 +186,7 @@ def train(runs: Sequence[ArmRun], *, jobs: int, say: Say, after: Callable[[], No
             raise InputError(f"{run.folder.name}: {last_words(run.log)}")
         if end.status:
             failed.append(run)
-            say(f"{run.folder.name} failed: {last_words(run.log)}")
+            say(f"{run.folder.name} failed, {ending(end.status)}: {last_words(run.log)}")
             return
         say(f"{run.folder.name} done in {duration(run.spent['seconds'])}")
         after()
@@ -197,6 +197,7 @@ def train(runs: Sequence[ArmRun], *, jobs: int, say: Say, after: Callable[[], No
         ended=ended,
         began=lambda run: say(f"{run.folder.name} begins"),
         is_ready=lambda run: run.start is None or run.start.is_done,
+        environment=ONE_CORE,
     ).work(left, at_once=jobs)
     if failed:
         names = ", ".join(f"{run.folder.name} (see {run.log})" for run in failed)
