@@ -16,7 +16,7 @@ from sortyard.studies.claims.findings import (
     percent,
     read_json,
 )
-from sortyard.studies.gates.arms import STATIC
+from sortyard.studies.gates.arms import CONTEXT, STATIC
 from sortyard.studies.gates.pairing import Gain, paired_gain
 from sortyard.studies.sparsity.cores import SELECTIONS, TREE
 from sortyard.studies.sparsity.knee import knee_text
@@ -129,10 +129,9 @@ def dynamic_routing(work: Path) -> Finding:
         measured="; ".join(f"{100 * gain['mean']:+.2f} points at {steps:,} steps" for steps, gain in gains.items()),
         spread="; ".join(interval(gain, digits=2) for gain in gains.values()),
         controls=tuple(
-            f"over {name}, {budget['steps']:,} steps: {100 * arm['gain']['mean']:+.2f} ({interval(arm['gain'])})"
-            for budget in budgets
-            for name, arm in budget["arms"].items()
-            if name not in (STATIC, "context") and arm["gain"]
+            f"over {name} " + " and ".join(f"{100 * budget['arms'][name]['gain']['mean']:+.2f}" for budget in budgets)
+            for name in budgets[0]["arms"]
+            if name not in (STATIC, CONTEXT) and all(budget["arms"].get(name, {}).get("gain") for budget in budgets)
         ),
         note="a made-up task with a hidden mode; on natural texts, benchmarks/results/gates_labels.json",
         share=first["mean"] / CLAIMED_ROUTING,

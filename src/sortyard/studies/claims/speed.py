@@ -1,6 +1,6 @@
 """The claims about time and memory, read from what the benchmarks wrote."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +86,14 @@ def inference(work: Path) -> Finding:
     if not ratios:
         return missing("no rival could be timed")
     fair = {where: ratio for where, ratio in ratios.items() if not where.endswith(_BATCHES["padded"])}
-    factors = [
-        f"{step['factor']} {step['times_faster']['median']:.2f}x"
-        for steps in found["summary"]["factors"].values()
-        for step in steps
-    ]
+    factors: dict[str, list[float]] = {}
+    for step in (step for steps in found["summary"]["factors"].values() for step in steps):
+        factors.setdefault(step["factor"], []).append(step["times_faster"]["median"])
     return Finding(
         verdict=in_parts([ratio["median"] >= CLAIMED_SPEED for ratio in fair.values()]),
         measured="; ".join(f"{where} {ratio['median']:.2f}x" for where, ratio in ratios.items()),
         spread="; ".join(f"{ratio['low']:.2f} to {ratio['high']:.2f}" for ratio in ratios.values()),
-        controls=tuple(dict.fromkeys(factors)),
+        controls=tuple(f"{factor} {_range(ratios)}x" for factor, ratios in factors.items()),
         note="equal total parameters, about half of them active; padding to 128 counts for nothing in the verdict",
         share=median([ratio["median"] for ratio in fair.values()] or [0.0]) / CLAIMED_SPEED,
         share_low=min([ratio["median"] for ratio in fair.values()] or [0.0]) / CLAIMED_SPEED,
@@ -209,6 +207,11 @@ def _where(cell: str, rival: str) -> str:
 
 def _is_plain(ours: str) -> bool:
     return ours.partition("@")[0] == "sortyard"
+
+
+def _range(ratios: Sequence[float]) -> str:
+    low, high = (f"{ratio:.2f}" for ratio in (min(ratios), max(ratios)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _saving(name: str, side: Json) -> str:
