@@ -102,7 +102,7 @@ def _twin_tasks(asked: Asked) -> Sequence[Step]:
     if not asked.has_encoder:
         return ()
     loop = (
-        f"finetune.loop.steps={asked.steps(250)}", "finetune.loop.epochs=null", "finetune.loop.micro_batch_size=32",
+        f"finetune.loop.steps={asked.steps(150)}", "finetune.loop.epochs=null", "finetune.loop.micro_batch_size=32",
         "finetune.optimizer.lr=5e-5", "finetune.schedule.name=linear", "finetune.loop.num_threads=1",
         "finetune.loop.precision=bf16",
     )  # fmt: skip

@@ -48,6 +48,7 @@ class StepLog:
             problem: Why it failed; "" if it is done, None if it is to go on.
             ended: What its process took; None where none was started.
         """
+        self.entries = self.entries | StepLog.read(self.work).entries  # another call may do other claims meanwhile
         before = self.entries.get(step.name, {})
         spent = (ended.seconds, ended.processor_seconds or 0.0) if ended else (0.0, 0.0)
         self.entries[step.name] = {
