@@ -127,15 +127,17 @@ def _gates(asked: Asked) -> Sequence[str]:
 
 
 def _sparsity(asked: Asked) -> Sequence[Step]:
-    steps = f"pretrain.loop.steps={asked.steps(400)}"
-    base = ("pretrain", "sparsity-laptop", steps, f"pretrain.data.path={{work}}/{PREPARED}")
+    loop = (f"pretrain.loop.steps={asked.steps(1200)}", f"pretrain.data.path={{work}}/{PREPARED}")
+    settled = ("--sequence-length", "2048", "--steps", str(asked.steps(80)), "adapt.objective=masked_lm")
+    longer = ("adapt", "{work}/C7/short", "--data", f"{{work}}/{PREPARED}", *settled, "adapt.optimizer.lr=5e-4")
     texts = [word for domain in asked.domains for word in ("--data", f"{{work}}/texts/corpus/{domain}.jsonl")]
     task = ("--task-data", "{novels}", "--label-column", "author") if asked.has_novels else ()
     shares = ("--sparsities", "0.5,0.7,0.8,0.9,0.95,0.98", "--selections", "tree,random,local,rounds")
     given = (*shares, "--adapt-steps", str(asked.steps(40)), "--task-steps", str(asked.steps(40)))
     study = ("study", "sparsity", "{work}/C7/base", *texts, *task, *given, "--jobs", "1", "--minutes", "45")
     return (
-        Step("C7/base", base, 10, resumes=True, needs=(PREPARED,)),
+        Step("C7/short", ("pretrain", "sparsity-laptop", *loop), 11, resumes=True, needs=(PREPARED,)),
+        Step("C7/base", (*longer, "adapt.loop.num_threads=1"), 4, resumes=True, needs=("C7/short",)),
         Step("C7/sparsity", study, 45, needs=("C7/base",)),
     )
 
