@@ -20,11 +20,13 @@ class Arm:
         name: Part of a folder's name.
         title: What it is, in a sentence.
         recipe: The whole recipe.
+        is_extra: Whether it is trained after the others, with every seed.
     """
 
     name: str
     title: str
     recipe: Recipe
+    is_extra: bool = False
 
 
 def twin_arms(recipe: Recipe) -> tuple[Arm, ...]:
@@ -50,7 +52,9 @@ def twin_arms(recipe: Recipe) -> tuple[Arm, ...]:
         Arm(
             DENSE_ACTIVE, "dense attention, dense layers as wide as a token's experts", dense(model.num_experts_per_tok)
         ),
-        Arm(DENSE_TOTAL, "dense attention, dense layers as wide as all experts together", dense(model.num_experts)),
+        Arm(
+            DENSE_TOTAL, "dense attention, dense layers as wide as all experts together", dense(model.num_experts), True
+        ),
     )
 
 

@@ -137,18 +137,20 @@ def planned_runs(
     files = {arm.name: _write_recipe(arm, work=work) for arm in arms}
     source = json.dumps(str(data))
     first, second = [], []
-    for seed in range(seeds):
-        for arm in arms:
-            words = ("pretrain", str(files[arm.name]), *(f"pretrain.{word}" for word in _ALIKE))
-            run = ArmRun(
-                arm.name, seed, work / f"{arm.name}-seed{seed}",
-                (*words, f"pretrain.data.path={source}", "--seed", str(seed)),
-            )  # fmt: skip
-            first.append(run)
-            if task is not None:
-                given = ("--task", task.name, "--data", task.data, "--from", str(run.folder), "--seed", str(seed))
-                words = ("finetune", str(files[arm.name]), *(f"finetune.{word}" for word in _ALIKE), *given)
-                second.append(ArmRun(arm.name, seed, work / f"{arm.name}-{task.name}-seed{seed}", words, start=run))
+    places = [
+        (seed, arm) for is_extra in (False, True) for seed in range(seeds) for arm in arms if arm.is_extra == is_extra
+    ]
+    for seed, arm in places:
+        words = ("pretrain", str(files[arm.name]), *(f"pretrain.{word}" for word in _ALIKE))
+        run = ArmRun(
+            arm.name, seed, work / f"{arm.name}-seed{seed}",
+            (*words, f"pretrain.data.path={source}", "--seed", str(seed)),
+        )  # fmt: skip
+        first.append(run)
+        if task is not None:
+            given = ("--task", task.name, "--data", task.data, "--from", str(run.folder), "--seed", str(seed))
+            words = ("finetune", str(files[arm.name]), *(f"finetune.{word}" for word in _ALIKE), *given)
+            second.append(ArmRun(arm.name, seed, work / f"{arm.name}-{task.name}-seed{seed}", words, start=run))
     return first, second
 
 
