@@ -11,9 +11,7 @@ from sortyard.errors import InputError
 if TYPE_CHECKING:
     from sortyard.reports.inspector.inspector import Inspector
 
-Source = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder of a run, a demo or a model.", show_default=False)
-]
+Source = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, a demo or a model.", show_default=False)]
 Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0 takes a free one.")]
 NoBrowser = Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Freeze into this HTML file; no server.", show_default=False)]

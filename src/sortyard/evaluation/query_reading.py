@@ -103,9 +103,7 @@ def bucket_numbers(inputs: LayerInputs) -> Int[Tensor, "H T"] | None:
     """
     q, k = inputs.q[:1].float(), inputs.k[:1].float()
     spec, causal = inputs.core.spec_on(q.device), inputs.core.causal
-    segments = find_segments(
-        1, q.shape[2], segments=None, key_padding_mask=None, cu_seqlens=None, device=q.device
-    )
+    segments = find_segments(1, q.shape[2], segments=None, key_padding_mask=None, cu_seqlens=None, device=q.device)
     (group,) = make_groups(segments, spec, causal=causal, global_tokens=None)
     if not isinstance(group.shape, TreeShape):
         return None

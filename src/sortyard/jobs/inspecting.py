@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sortyard.reports.inspector.page import Question
 
 MAX_TEXT_BYTES = 400_000
+MAX_PAGE_BYTES = 6_000_000
 
 
 def open_inspector(source: Path) -> "Inspector":
@@ -81,5 +82,7 @@ def freeze(inspector: "Inspector", question: "Question", *, out: Path) -> dict[s
         raise InputError(f"--out {out}: must be a file in a folder that exists, such as page.html")
     page, found = frozen_page(inspector, question)
     content = page.encode()
+    if len(content) > MAX_PAGE_BYTES:
+        raise InputError(f"--out {out}: would have {len(content):,} bytes, too many to pass on; shorten the text")
     replace_bytes(out, content)
     return {"page": out, "bytes": len(content), **found}

@@ -50,7 +50,9 @@ class InspectorServer(ThreadingHTTPServer):
         try:
             super().__init__((ADDRESS, port), _Handler)
         except OSError as error:
-            raise InputError(f"--port {port}: cannot be used ({error.strerror}); leave it out to take a free one") from error
+            raise InputError(
+                f"--port {port}: cannot be used ({error.strerror}); leave it out to take a free one"
+            ) from error
 
     @property
     def url(self) -> str:
@@ -63,7 +65,7 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "sortyard", ""
     timeout = SECONDS_TO_SEND
 
-    def do_GET(self) -> None:  # noqa: N802 - the base class's name
+    def do_GET(self) -> None:
         if self._is_foreign():
             return
         if self.path == "/":
@@ -71,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._fail(HTTPStatus.NOT_FOUND, "there is nothing here but the page /")
 
-    def do_POST(self) -> None:  # noqa: N802 - the base class's name
+    def do_POST(self) -> None:
         if self._is_foreign():
             return
         try:

@@ -69,10 +69,11 @@ class Inspector:
     def about(self) -> Json:
         """Return what the page says of the model before any text is read."""
         experts = next(iter(self._experts.values())).num_experts if self._experts else 0
+        with_buckets = self.bucket_layers()
         return {
-            "name": self.name, "kind": type(self.model).__name__, "max_tokens": self.max_tokens, "heads": self._num_heads if self._attentions else 0,
-            "layers": ["bucket" if i in self.bucket_layers() else "dense" for i in range(len(self._attentions))],
-            "num_experts": experts, "notes": self._notes(),
+            "name": self.name, "kind": type(self.model).__name__, "max_tokens": self.max_tokens,
+            "layers": ["bucket" if i in with_buckets else "dense" for i in range(len(self._attentions))],
+            "heads": self._num_heads if self._attentions else 0, "num_experts": experts, "notes": self._notes(),
         }  # fmt: skip
 
     def look(self, text: str, *, before: str = "", other: str | None = None) -> Json:
@@ -166,7 +167,9 @@ class Inspector:
             ]
         notes = []
         if not self.bucket_layers():
-            notes.append("This model has no bucket layers: its attention computes every pair, and nothing is summarised.")
+            notes.append(
+                "This model has no bucket layers: its attention computes every pair, and nothing is summarised."
+            )
         if not self._experts:
             notes.append("This model has no experts: every token goes through the same feed-forward layers.")
         return notes
@@ -241,7 +244,9 @@ def _difference(first: Reading, second: Reading) -> Json:
         None, first.text.tokens[start:end], second.text.tokens[other_start:other_end], autojunk=False
     )
     pairs = [
-        (start + block.a + i, other_start + block.b + i) for block in matcher.get_matching_blocks() for i in range(block.size)
+        (start + block.a + i, other_start + block.b + i)
+        for block in matcher.get_matching_blocks()
+        for i in range(block.size)
     ]
     mine, yours = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
     changed = []

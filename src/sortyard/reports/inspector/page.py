@@ -60,7 +60,7 @@ def frozen_page(inspector: Inspector, question: Question) -> tuple[str, Json]:
     looked = inspector.look(question.text, before=question.before, other=question.other)
     layer, head = _first(inspector, question)
     units: dict[str, str] = {}
-    room, num_queries = FROZEN_BYTES - len(_packed(looked)), 0
+    room = FROZEN_BYTES - len(_packed(looked))
     for side, at, number in _order(inspector, question, layer=layer, head=head):
         unit = _unit(inspector, question, side=side, layer=at, head=number)
         if len(unit) > room:
@@ -71,8 +71,7 @@ def frozen_page(inspector: Inspector, question: Question) -> tuple[str, Json]:
         "text": question.text, "before": question.before, "other": question.other, "layer": layer, "head": head,
         "look": _packed(looked), "units": units,
     }  # fmt: skip
-    num_queries = len(looked["sides"][0]["tokens"])
-    found = {"tokens": num_queries, "heads": len(units), "layer": layer, "head": head}
+    found = {"tokens": len(looked["sides"][0]["tokens"]), "heads": len(units), "layer": layer, "head": head}
     return _render({"about": inspector.about(), "frozen": frozen}), found
 
 
@@ -101,12 +100,15 @@ def _order(
 
 def _unit(inspector: Inspector, question: Question, *, side: int, layer: int, head: int) -> str:
     """Pack a head's picture and its queries; of a long text as many as there is room for."""
-    where = {"layer": layer, "head": head, "before": question.before if side == 0 else question.other or ""}
-    picture = inspector.map(question.text, **where)
+    before = question.before if side == 0 else question.other or ""
+    picture = inspector.map(question.text, before=before, layer=layer, head=head)
     length, every = picture["size"], 1
     while length * -(-length // every) > MAX_ROW_VALUES:
         every *= 2
-    rows = {query: inspector.row(question.text, query=query, **where) for query in range(0, length, every)}
+    rows = {
+        query: inspector.row(question.text, before=before, layer=layer, head=head, query=query)
+        for query in range(0, length, every)
+    }
     while len(unit := _packed({"map": picture, "rows": rows})) > UNIT_BYTES and len(rows) > 1:
         rows = dict(list(rows.items())[::2])
     return unit

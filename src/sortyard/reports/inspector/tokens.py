@@ -49,7 +49,9 @@ def encode_text(tokenizer: Any, *, text: str, before: str, limit: int) -> Encode
     words = encoded.word_ids()
     if not inside:
         raise InputError("text: holds no token that the model knows; type a sentence")
-    last = next((words[i] for i in reversed(inside) if whole[slice(*encoded["offset_mapping"][i])].strip().isalnum()), None)
+    last = next(
+        (words[i] for i in reversed(inside) if whole[slice(*encoded["offset_mapping"][i])].strip().isalnum()), None
+    )
     return EncodedText(
         ids=tuple(ids),
         tokens=tuple(str(token) for token in tokenizer.convert_ids_to_tokens(ids)),

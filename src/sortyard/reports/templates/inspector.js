@@ -3,7 +3,7 @@
   const { about, frozen } = JSON.parse(document.getElementById("data").textContent);
   const at = (id) => document.getElementById(id);
   const SHADES = 255, SHOWN_ROWS = 20, GOLDEN_ANGLE = 137.508;
-  const state = { question: null, look: null, side: 0, layer: null, head: 0, query: null, map: null, row: null, turn: 0 };
+  const state = { question: null, look: null, side: 0, layer: null, head: 0, query: null, map: null, row: null, missing: "", turn: 0 };
 
   // ---- questions: of the server, or of what was frozen into the page
   const unpack = async (packed) => {
@@ -88,11 +88,11 @@
     const { row } = state, tokens = side().tokens, n = tokens.length;
     state.heaviest = [row.mass.reduce((a, b) => Math.max(a, b), 1e-9)];
     at("tokens").replaceChildren(...tokens.map(chip));
-    const words = state.row.summaries.length;
+    const words = row.summaries.length;
     const left = n - row.num_exact - row.num_summarised;
     at("query-line").textContent = `Query ${tokens[state.query]} (token ${state.query + 1} of ${n}): ${row.num_exact} keys exact` +
       ` with ${percent(row.mass_exact)} of its dense mass, ${row.num_summarised} behind ${words} summar${words === 1 ? "y" : "ies"}` +
-      (left ? `, ${left} not read.` : ": every key is accounted for once.");
+      (left ? `, ${left} not read.` : ": every key is accounted for once.") + state.missing;
     const x = tokens.map((_, i) => i + 1), hover = tokens.map((token, i) => `${plain(token)}, token ${i + 1}`);
     const bars = (name, values, shade) => ({ type: "bar", name, x, y: values, marker: { color: color(shade) }, customdata: hover, hovertemplate: `${name}<br>%{customdata}: %{y:.2%}<extra></extra>` });
     const only = (kind) => row.weight.map((weight, i) => (Number(row.kind[i]) === kind ? weight : null));
@@ -131,8 +131,10 @@
     at("layer-line").textContent = `The layer's output differs from dense attention by ${percent(map.output_error)} at a sparsity of ${percent(map.sparsity)}; its exact keys carry ${percent(map.layer_mass_kept)} of the dense mass, this head's ${percent(map.mass_kept)}.${dense}`;
   };
   const loadRow = async () => {
-    state.row = await ask("row", { ...place(), query: state.query });
+    const asked = state.query;
+    state.row = await ask("row", { ...place(), query: asked });
     state.query = state.row.query;
+    state.missing = asked === state.query ? "" : ` Of this long text the frozen page holds every few queries; this is the nearest to token ${asked + 1}.`;
     showRow();
     showMap();
   };
