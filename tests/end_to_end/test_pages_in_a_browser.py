@@ -91,6 +91,7 @@ def test_inspector_is_clicked_through(watched: Watched, server: InspectorServer,
     expect(page.locator("#layer-line")).to_contain_text("sparsity")
     page.click("#tokens button[data-token='40']")
     expect(page.locator("#query-line")).to_contain_text("token 41 of 68")
+    expect(page.locator("#status")).to_have_text("")
     row = inspector.row(LONG, layer=1, head=1, query=40, before="the dog")
     assert f"{row['num_exact']} keys exact" in watched.text("#query-line")
     assert f"{row['num_summarised']} behind {len(row['summaries'])} summar" in watched.text("#query-line")

@@ -57,7 +57,7 @@ def verdict(comparison: Comparison) -> str:
             f"{metric_name(one.metric)} on {one.evaluation}"
             for one in told
         ]
-        return f"On the same examples {'; '.join(words)}; its interval leaves zero out."
+        return f"On the same examples {'; '.join(words)}: the interval of the difference leaves zero out."
     losses = [(loss, run.name) for run in comparison.runs if (loss := run.record()["held_out_loss"]) is not None]
     if len(losses) < 2:
         return "The runs share no scores and no held-out loss, so only their course can be compared."

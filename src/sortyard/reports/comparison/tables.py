@@ -65,24 +65,24 @@ def differing_table(comparison: Comparison) -> Table:
 
 
 def paired_table(comparison: Comparison) -> Table:
-    """Return the differences on the same examples."""
+    """Return the differences on the same examples; those of shares in points."""
     rows = tuple(
         (
             f"{one.second} - {one.first}",
             f"{one.evaluation}: {metric_name(one.metric)}",
             f"{one.difference.num_examples:,}",
             _signed(one.difference.value, metric=one.metric),
-            f"{_signed(one.difference.low, metric=one.metric)} to {_signed(one.difference.high, metric=one.metric)}",
+            " to ".join(_signed(end, metric=one.metric) for end in (one.difference.low, one.difference.high)),
             "yes" if one.difference.excludes_zero else "no",
         )
         for one in comparison.paired
     )
-    header = ("runs", "score", "examples", "difference", "95 % interval", "told apart")
+    header = ("runs", "score", "examples", "difference, points or units", "95 % interval", "told apart")
     return Table("Differences on the same examples (paired bootstrap)", header, rows)
 
 
 def _signed(value: float, *, metric: str) -> str:
-    return f"{100 * value:+.1f} points" if metric in PERCENT_METRICS else f"{value:+.3f}"
+    return f"{100 * value:+.1f}" if metric in PERCENT_METRICS else f"{value:+.3f}"
 
 
 def _shortened(text: str) -> str:

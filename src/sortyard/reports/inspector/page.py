@@ -16,7 +16,7 @@ from sortyard.reports.inspector.inspector import Inspector
 
 Json = dict[str, Any]
 FROZEN_BYTES = 1_000_000  # beside the plotting library's 4.8 MB, so that the page stays below 6 MB
-UNIT_BYTES = 500_000
+FIRST_BYTES, OTHER_BYTES = 350_000, 60_000  # of the head shown first, and of any other
 MAX_ROW_VALUES = 1_000_000
 
 
@@ -47,8 +47,8 @@ def live_page(inspector: Inspector) -> str:
 def frozen_page(inspector: Inspector, question: Question) -> tuple[str, Json]:
     """Return a page that holds the answers for one text, and what is in it.
 
-    Heads are put in, the one shown first before all others, until there is no more room; of a long text every second,
-    fourth, ... query is left out. The page says what is missing.
+    Heads are put in, the one shown first before all others, until there is no more room; of a long text only every
+    second, fourth, ... query is kept, of the head shown first more of them. The page says what is missing.
 
     Args:
         inspector: answers.
@@ -62,7 +62,8 @@ def frozen_page(inspector: Inspector, question: Question) -> tuple[str, Json]:
     units: dict[str, str] = {}
     room = FROZEN_BYTES - len(_packed(looked))
     for side, at, number in _order(inspector, question, layer=layer, head=head):
-        unit = _unit(inspector, question, side=side, layer=at, head=number)
+        most = FIRST_BYTES if (at, number) == (layer, head) else OTHER_BYTES
+        unit = _unit(inspector, question, side=side, layer=at, head=number, most=most)
         if len(unit) > room:
             break
         units[f"{side}|{at}|{number}"] = unit
@@ -98,7 +99,7 @@ def _order(
             yield from ((side, at, number) for side in sides)
 
 
-def _unit(inspector: Inspector, question: Question, *, side: int, layer: int, head: int) -> str:
+def _unit(inspector: Inspector, question: Question, *, side: int, layer: int, head: int, most: int) -> str:
     """Pack a head's picture and its queries; of a long text as many as there is room for."""
     before = question.before if side == 0 else question.other or ""
     picture = inspector.map(question.text, before=before, layer=layer, head=head)
@@ -109,7 +110,7 @@ def _unit(inspector: Inspector, question: Question, *, side: int, layer: int, he
         query: inspector.row(question.text, before=before, layer=layer, head=head, query=query)
         for query in range(0, length, every)
     }
-    while len(unit := _packed({"map": picture, "rows": rows})) > UNIT_BYTES and len(rows) > 1:
+    while len(unit := _packed({"map": picture, "rows": rows})) > most and len(rows) > 1:
         rows = dict(list(rows.items())[::2])
     return unit
 

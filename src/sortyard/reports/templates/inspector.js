@@ -56,11 +56,18 @@
   const side = () => state.look.sides[state.side];
   const inContext = (i) => i < side().sentence[0] || i >= side().sentence[1];
   const says = (text) => { at("status").textContent = text; };
-  const guarded = (work) => async (...words) => {
+  // One after another, so that a slow answer never overwrites a later one.
+  let last = Promise.resolve();
+  const guarded = (work) => (...words) => {
     const turn = ++state.turn;
-    at("error").hidden = true; at("look").disabled = true; says("reading …");
-    try { await work(...words); } catch (error) { at("error").textContent = error.message; at("error").hidden = false; }
-    if (turn === state.turn) { at("look").disabled = Boolean(frozen); says(""); }
+    at("look").disabled = true;
+    says("reading …");
+    last = last.then(async () => {
+      at("error").hidden = true;
+      try { await work(...words); } catch (error) { at("error").textContent = error.message; at("error").hidden = false; }
+      if (turn === state.turn) { at("look").disabled = false; says(""); }
+    });
+    return last;
   };
 
   // ---- answer
