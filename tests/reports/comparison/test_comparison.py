@@ -36,6 +36,8 @@ def test_figures_are_the_records(two: tuple[Path, Path]) -> None:
     assert first["tokens"] == 300 * 2048
     assert first["tokens_per_second"] == pytest.approx(300 * 2048 / (300 * 0.21))
     assert first["memory_bytes"] == 1.05e9 + 1e6 * 300
+    losses = [row["task_loss"] for row in RunFolder(two[0]).read_metrics("train")]
+    assert first["train_loss"] == pytest.approx(sum(losses[-3:]) / 3)  # of 30 records
     held_out = RunFolder(two[1]).read_metrics("eval")
     assert second["held_out_loss"] == held_out[-1]["loss"]
     assert second["best_held_out_loss"] == min(row["loss"] for row in held_out)

@@ -49,7 +49,7 @@ def test_frozen_page_holds_every_answer(inspector: Inspector, tmp_path: Path) ->
 
 
 def test_what_finds_no_room_is_left_out(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "FROZEN_BYTES", 40_000)
+    monkeypatch.setattr(pages, "FROZEN_BYTES", 30_000)
     monkeypatch.setattr(pages, "FIRST_BYTES", 15_000)
     monkeypatch.setattr(pages, "OTHER_BYTES", 9_000)
     html, found = frozen_page(inspector, Question(LONG, layer=1, head=0))

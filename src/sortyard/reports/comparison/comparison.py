@@ -49,7 +49,7 @@ class ComparedRun:
             "parameters": parameters.total if parameters else None,
             "active_parameters": parameters.active if parameters else None,
             "steps": last.get("step"), "tokens": tokens,
-            "train_loss": last.get("task_loss", last.get("loss")),
+            "train_loss": _late_loss(phase.train),
             "held_out_loss": held_out[-1][0] if held_out else None,
             "best_held_out_loss": best[0], "best_at_step": best[1],
             "tokens_per_second": tokens / seconds if tokens and seconds else None,
@@ -159,6 +159,13 @@ def _flat(values: Record, *, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _kind(phase: Phase) -> str:
     return phase.verb or ("finetune" if phase.is_finetuning else "pretrain")
+
+
+def _late_loss(train: Sequence[Record]) -> float | None:
+    """Return the mean over the last tenth of the records: the very last one may be of a single step."""
+    losses = [loss for row in train if (loss := row.get("task_loss", row.get("loss"))) is not None]
+    late = losses[-max(1, len(losses) // 10) :]
+    return sum(late) / len(late) if late else None
 
 
 def _tokenizer_digest(model: Path) -> str:

@@ -15,7 +15,7 @@ FIGURES: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("active_parameters", "parameters, active", count),
     ("steps", "steps", "{:,}".format),
     ("tokens", "tokens", count),
-    ("train_loss", "training loss, last", "{:.4f}".format),
+    ("train_loss", "training loss, last tenth", "{:.4f}".format),
     ("held_out_loss", "held-out loss, last", "{:.4f}".format),
     ("best_held_out_loss", "held-out loss, best", "{:.4f}".format),
     ("best_at_step", "at step", "{:,}".format),

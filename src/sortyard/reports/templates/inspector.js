@@ -128,7 +128,7 @@
     draw("map-plot", [heat("dense attention", -1, "ink", ""), heat("not computed", 0, "ink", 2), heat("exact", 1, "accent", 2), heat("summarised", 2, "amber", 2)], {
       height: 520, margin: { l: 56, r: 8, t: 30, b: 44 }, showlegend: false,
       xaxis: axis({ domain: [0, 0.485], constrain: "domain", showgrid: false, title: { text: "key" } }), yaxis: axis({ ...square, scaleanchor: "x", title: { text: "query" } }),
-      xaxis2: axis({ domain: [0.515, 1], constrain: "domain", showgrid: false, anchor: "y2", title: { text: "key" } }), yaxis2: axis({ ...square, scaleanchor: "x2", anchor: "x2" }),
+      xaxis2: axis({ domain: [0.515, 1], constrain: "domain", showgrid: false, anchor: "y2", title: { text: "key" } }), yaxis2: axis({ ...square, scaleanchor: "x2", anchor: "x2", showticklabels: false }),
       annotations: [title("Dense attention", 0), title("Bucket attention", 0.515)], shapes: [line(""), line(2)],
     });
     const pooled = scale > 1 ? ` Each cell stands for about ${scale.toFixed(0)} x ${scale.toFixed(0)} pairs, in the colour of most of them.` : "";
