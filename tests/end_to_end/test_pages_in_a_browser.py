@@ -19,6 +19,7 @@ from tests.reports.inspector.tiny import LONG, SENTENCE, model, tokenizer
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
+expect.set_options(timeout=60_000)  # a busy machine computes for seconds
 BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 pytestmark = [
     pytest.mark.slow,
