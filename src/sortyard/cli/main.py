@@ -16,6 +16,7 @@ import sortyard
 from sortyard.cli import (
     adapt,
     bench,
+    compare,
     config,
     data,
     demo,
@@ -23,6 +24,7 @@ from sortyard.cli import (
     evaluate,
     export,
     finetune,
+    inspector,
     new,
     plan,
     predict,
@@ -70,6 +72,8 @@ app.command("predict", rich_help_panel=USE)(predict.predict)
 app.command("export", rich_help_panel=USE)(export.export)
 app.command("push", rich_help_panel=USE)(push.push)
 app.command("report", rich_help_panel=USE)(report.report)
+app.command("compare", rich_help_panel=USE)(compare.compare)
+app.command("inspect", rich_help_panel=USE)(inspector.inspector)
 app.add_typer(bench.app, name="bench", rich_help_panel=USE)
 app.add_typer(study.app, name="study", rich_help_panel=USE)
 app.add_typer(config.app, name="config", rich_help_panel=DATA)

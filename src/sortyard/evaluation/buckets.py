@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sortyard.model.attention.bucket import BucketCore
 from sortyard.model.attention.layer import SelfAttention
-from sortyard.ops import bucket_attention, bucket_relation
+from sortyard.ops import BucketRelation, bucket_attention, bucket_relation
 from sortyard.ops.segments import Segments
 
 
@@ -54,6 +54,7 @@ class BucketMaps:
     summarised: Bool[Tensor, "H T T"]
     quality: BucketQuality
     mass_kept_by_head: Float[Tensor, " H"]
+    relation: BucketRelation
 
 
 def bucket_quality(model: nn.Module, *, batch: Mapping[str, Tensor]) -> list[BucketQuality]:
@@ -121,12 +122,20 @@ def bucket_maps(inputs: LayerInputs) -> BucketMaps:
     quality = BucketQuality(
         layer=inputs.layer, mass_kept=float(by_head.mean()), output_error=float(error), sparsity=1 - computed / pairs
     )
-    return BucketMaps(mass=mass, exact=exact, summarised=summarised, quality=quality, mass_kept_by_head=by_head)
+    return BucketMaps(
+        mass=mass,
+        exact=exact,
+        summarised=summarised,
+        quality=quality,
+        mass_kept_by_head=by_head,
+        relation=relation,
+    )
 
 
 def _summarised(counts: Tensor, *, members: Tensor, exact: Tensor, causal: bool) -> Tensor:
     """Say which pairs [H, T, T] are reached through a summary that the query uses."""
-    reached = (counts > 0).float() @ members.float() > 0  # [H, T, M] @ [H, M, T]
-    if causal:
-        reached &= ~torch.ones_like(exact).triu(1)
-    return reached & ~exact
+    visible = torch.ones_like(exact).tril() if causal else torch.ones_like(exact)
+    hidden = visible & ~exact
+    if (counts.sum(-1) == hidden.sum(-1)).all():  # a tree's summaries stand for all that is not exact
+        return hidden
+    return ((counts > 0).float() @ members.float() > 0) & hidden  # [H, T, M] @ [H, M, T]

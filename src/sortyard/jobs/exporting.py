@@ -9,6 +9,7 @@ from sortyard.durable import aside_of, publish
 from sortyard.errors import InputError
 from sortyard.jobs.display import Display
 from sortyard.jobs.folders import check_free, model_folder, next_folder
+from sortyard.jobs.loading import saved_class
 
 Form = Literal["huggingface", "torch", "onnx"]
 PROGRAMS, ACCOUNT = {"torch": "model.pt2", "onnx": "model.onnx"}, "export.json"
@@ -93,17 +94,7 @@ def _write_onnx(model: Any, path: Path) -> tuple[dict[str, float], int]:
 
 
 def _load(folder: Path) -> Any:
-    import transformers
-
-    from sortyard.model import heads, modeling
-
-    names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    name = names[0] if names else None
-    kind = next(
-        (getattr(home, str(name)) for home in (heads, modeling, transformers) if hasattr(home, str(name))), None
-    )
-    if kind is None:
-        raise InputError(f"{folder}: config.json names the architecture {name!r}, which is not known here")
+    kind = saved_class(folder)
     try:
         return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
     except Exception as error:  # what a damaged folder makes the libraries raise is of any kind

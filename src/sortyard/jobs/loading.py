@@ -1,5 +1,6 @@
 """Models and tokenizers from folders and hub names, every failure in the user's terms."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,24 @@ def load_start_tokenizer(start: str) -> "PreTrainedTokenizerFast":
     if not tokenizer.is_fast:
         raise InputError(f"--from {start}: has a slow tokenizer; convert it to a tokenizer.json first")
     return tokenizer
+
+
+def saved_class(folder: Path) -> Any:
+    """Returns the class that a model folder was saved as: one of ours, or transformers' own.
+
+    Raises:
+        InputError: config.json names none that is known.
+    """
+    import transformers
+
+    from sortyard.model import heads, modeling
+
+    names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    name = str(names[0] if names else None)
+    kind = next((getattr(home, name) for home in (heads, modeling, transformers) if hasattr(home, name)), None)
+    if kind is None:
+        raise InputError(f"{folder}: config.json names the architecture {name!r}, which is not known here")
+    return kind
 
 
 def load_classifier(start: str, *, task: "Task", seed: int) -> Any:

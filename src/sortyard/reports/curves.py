@@ -129,7 +129,7 @@ def _caption(records: Sequence[Record], evals: Sequence[Record], marks: str) -> 
 def _tables(phase: Phase) -> list[Table]:
     keys = [
         key
-        for key in ("loss", "task_loss", "balance_loss", "lr", "grad_norm", "tokens_per_second")
+        for key in ("loss", "task_loss", "balance_loss", "lr", "grad_norm", "tokens_per_second", "memory_bytes")
         if _has(phase.train, key)
     ]
     tables = [_table("Training records", phase.train, keys)]

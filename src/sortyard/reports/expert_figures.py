@@ -30,9 +30,8 @@ def load_figure(phase: Phase, *, id: str) -> Figure | None:  # noqa: A002
         ticks = {"tickvals": _ticks(num_experts), "range": [num_experts - 0.5, -0.5], "showgrid": False}
         height = int(min(200, max(56, 11 * num_experts)))
         heat = [_heat(steps, loads[:, layer], layer=int(layer))]
-        stack.add(
-            f"Expert layer {layer + 1}: load of expert 0 to {num_experts - 1}", height=height, traces=heat, axis=ticks
-        )
+        title = f"Expert layer {layer + 1}: load of expert 0 to {num_experts - 1}"
+        stack.add(f"{title}; utilisation at the end {used[-1, layer]:.0%}", height=height, traces=heat, axis=ticks)
     height = stack.finish(x_title="optimizer steps", gap=38)
     last, left_out = used[-1], num_layers - len(shown)
     caption = (

@@ -70,6 +70,11 @@ def write_report(run: Path) -> Path:
 
 def render(data: RunData) -> str:
     """Return the page's HTML."""
+    return render_page(_page(data))
+
+
+def render_page(page: Page) -> str:
+    """Return the HTML of any page of this look."""
     from plotly.offline import get_plotlyjs
 
     templates = Environment(
@@ -79,7 +84,7 @@ def render(data: RunData) -> str:
     source = templates.loader.get_source if templates.loader else None
     assert source is not None
     return templates.get_template("report.html.j2").render(
-        page=_page(data),
+        page=page,
         version=version("sortyard"),
         css=source(templates, "report.css")[0],
         js=source(templates, "report.js")[0],
