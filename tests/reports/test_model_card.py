@@ -1,5 +1,6 @@
 """The card: readable by the hub's own parser, and nothing in it that was not measured."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def test_card_of_a_pretrained_model(pretrain_run: Path) -> None:
     assert "The held-out loss went from" in card.text
     assert "needs fine-tuning" in card.text
     assert "Pretrained on: docs.jsonl" in card.text
+    assert "Attention sparsity: 41%" in card.text
+    assert "Utilisation of the experts: 0.900 in the last steps" in card.text
+    assert "Versions: sortyard 0.1.0, torch 2.13.0" in card.text
+
+
+def test_utilisation_that_was_counted_on_texts_wins(pretrain_run: Path) -> None:
+    counted = {"headline": 0.948, "dead_experts": 1, "num_tokens": 311354}
+    (pretrain_run / "eval").mkdir(exist_ok=True)
+    (pretrain_run / "eval" / "routing.json").write_text(json.dumps(counted))
+    text = write_model_card(pretrain_run).read_text()
+    assert "Utilisation of the experts: 0.948 in the least even layer, on 311,354 tokens; 1 idle" in text
 
 
 def test_card_of_a_demo(demo_folder: Callable[..., Path]) -> None:

@@ -161,15 +161,28 @@ def _all_scores(result: dict[str, Any]) -> list[dict[str, float]]:
 
 def _training(data: RunData, *, recipe: dict[str, Any]) -> list[str]:
     lines = [f"{what}: {inline(where)}" for what, where in _sources(data, recipe=recipe)]
-    shown = ("Tokens seen", "Training time", "Peak memory", "Device", "Date")
+    shown = ("Tokens seen", "Training time", "Peak memory", "Attention sparsity", "Device", "Date")
     lines += [
         f"{fact.name}: {inline(fact.value)}" + (f" ({inline(fact.note)})" if fact.note else "")
         for fact in facts(data)
         if fact.name in shown
     ]
+    lines += _experts(data)
     if "seed" in data.final.environment:
         lines.append(f"Seed: {data.final.environment['seed']}")
+    if versions := data.final.environment.get("versions"):
+        lines.append("Versions: " + ", ".join(inline(f"{name} {known}") for name, known in versions.items() if known))
     return lines or ["The run recorded nothing of its training."]
+
+
+def _experts(data: RunData) -> list[str]:
+    """How evenly the experts are used: as it was counted on texts, else over the last steps of training."""
+    final = data.final
+    if "headline" in final.routing:
+        counted = f"{final.routing['headline']:.3f} in the least even layer, on {final.routing['num_tokens']:,} tokens"
+        return [f"Utilisation of the experts: {counted}; {final.routing['dead_experts']} idle"]
+    used = final.last.get("utilisation")
+    return [f"Utilisation of the experts: {used:.3f} in the last steps"] if used else []
 
 
 def _sources(data: RunData, *, recipe: dict[str, Any]) -> list[tuple[str, str]]:

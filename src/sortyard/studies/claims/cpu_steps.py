@@ -76,9 +76,9 @@ def _attention(asked: Asked) -> Sequence[Step]:
     tree = "tree-default-triton" if asked.gpu else f"tree-default-{'compiled' if asked.compiled else 'cpu'}"
     sides = f"{tree},rounds-{'triton' if asked.gpu else 'cpu'}"
     words = ("bench", "attention", "--lengths", lengths, "--dtypes", "bf16" if asked.gpu else "fp32", *asked.device)
-    attention = (*words, "--sides", sides, "--call-seconds", "40", "--minutes", "6")
+    attention = (*words, "--sides", sides, "--call-seconds", "40", "--minutes", "5")
     return (
-        Step("C1/attention", attention, 6, alone=True),
+        Step("C1/attention", attention, 5, alone=True),
         Step("C2/dynamic-buckets", ("bench", "dynamic-buckets", "--minutes", "3", *asked.device), 3, alone=True),
     )
 
@@ -119,7 +119,7 @@ def _twin_tasks(asked: Asked) -> Sequence[Step]:
 
 def _encoder(asked: Asked) -> Sequence[Step]:
     given = ("--lengths", "sst2,512,2k", "--dtypes", "bf16", "--sentences", "64", "--memory", "none")
-    return (Step("C5/encoder", ("bench", "encoder", *given, "--minutes", "9", *asked.device), 9, alone=True),)
+    return (Step("C5/encoder", ("bench", "encoder", *given, "--minutes", "6", *asked.device), 6, alone=True),)
 
 
 def _gates(asked: Asked) -> Sequence[str]:
@@ -144,7 +144,7 @@ def _sparsity(asked: Asked) -> Sequence[Step]:
 
 def _training(asked: Asked) -> Sequence[Step]:
     given = ("--topics", "checkpointing,precision,accumulation", "--lengths", "512,2k")
-    return (Step("C8/training", ("bench", "training", *given, "--minutes", "7", *asked.device), 7, alone=True),)
+    return (Step("C8/training", ("bench", "training", *given, "--minutes", "5", *asked.device), 5, alone=True),)
 
 
 def _efficiency(asked: Asked) -> Sequence[Step]:
