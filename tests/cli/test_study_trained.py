@@ -1,6 +1,9 @@
 """`sortyard study twin` and `study ablation` on a small text."""
 
 import json
+import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 
 from sortyard.recipe import recipes_folder
 from sortyard.studies.trained.arms import ABLATIONS, BASE, DENSE_ACTIVE, DENSE_TOTAL, OURS
+from tests.end_to_end.test_interruption import start, wait_for_lines
 
 TINY = (
     "model.hidden_size=32", "model.num_hidden_layers=1", "model.num_attention_heads=2", "model.dense_up_to=16",
@@ -53,3 +57,25 @@ def test_an_ablation_beside_the_base(sortyard: Callable, tmp_path: Path, text: P
     assert ended.status == 0, ended.err
     assert set(ended.json["summary"]["arms"]) == {BASE, "static-gate"}
     assert ended.json["summary"]["arms"]["static-gate"]["cost"]["low"] is None  # one seed has no interval
+
+
+@pytest.mark.slow
+def test_a_study_that_was_killed_goes_on_and_owns_to_what_it_does_not_know(tmp_path: Path, text: Path) -> None:
+    steps = ("pretrain.loop.steps=200", "pretrain.loop.checkpoint_every=5", "pretrain.loop.log_every=1")
+    words = ("study", "twin", *TINY, *steps, "--data", str(text), "--seeds", "1", "--jobs", "1", "--work", "w")
+    first = start(tmp_path, *words, "--json")
+    folder = tmp_path / "w" / f"{OURS}-seed0"
+    wait_for_lines(folder / "metrics.jsonl", 10)
+    child = int((folder / ".lock").read_text())
+    first.kill()
+    first.communicate(timeout=60)
+    os.kill(child, signal.SIGKILL)
+    second: subprocess.Popen[str] = start(tmp_path, *words, "--json")
+    out, said = second.communicate(timeout=400)
+    assert second.returncode == 0, said
+    assert "nobody saw its last process end" in said
+    found = json.loads(out.splitlines()[-1])
+    assert found["cells"][f"{OURS}/seed0"]["processor_seconds"] == []
+    assert found["cells"][f"{OURS}/seed0"]["steps"][-1] == 200
+    assert found["summary"]["efficiency"]["processor_seconds"]["by_seed"] == {}
+    assert found["summary"]["efficiency"]["steps"]["by_seed"].keys() == {"0"}

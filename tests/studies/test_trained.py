@@ -1,16 +1,21 @@
 """Studies of trainings: arms, runs that go on where they stopped, and what follows from learning curves."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sortyard.errors import InputError
 from sortyard.evaluation.cost import meta_model, parameter_counts
 from sortyard.model.configuration import SortyardConfig
 from sortyard.recipe import load_recipe, recipes_folder
+from sortyard.studies.crew import Ended
 from sortyard.studies.trained.arms import ABLATIONS, BASE, DENSE_ACTIVE, DENSE_TOTAL, OURS, ablation_arms, twin_arms
 from sortyard.studies.trained.comparing import at_equal_cost, efficiency
 from sortyard.studies.trained.curves import Curve, loss_at, reached
+from sortyard.studies.trained.examples import Answers, resampled_gain
+from sortyard.studies.trained.runs import ArmRun, prepare_text
 
 SHIPPED = sorted((recipes_folder() / ABLATIONS).glob("*.yaml"))
 LAPTOP = load_recipe("twin-laptop")
@@ -60,6 +65,9 @@ class TestArms:
             ablation_arms(LAPTOP.recipe, source=LAPTOP.source, places=[path])
         with pytest.raises(InputError, match="no such file or folder"):
             ablation_arms(LAPTOP.recipe, source=LAPTOP.source, places=[tmp_path / "nowhere"])
+        path.write_text("tokenizer: {vocab_size: 4000}\nmodel: {context: none}\n")
+        with pytest.raises(InputError, match=r"changes tokenizer\.vocab_size, but all arms read the same"):
+            ablation_arms(LAPTOP.recipe, source=LAPTOP.source, places=[path])
         (tmp_path / "base.yaml").write_text("model: {context: none}\n")
         with pytest.raises(InputError, match="called base already"):
             ablation_arms(LAPTOP.recipe, source=LAPTOP.source, places=[tmp_path / "base.yaml"])
@@ -91,8 +99,94 @@ class TestCurves:
         found = efficiency({"0": curve([5.0, 4.0])}, {"0": curve([5.0, 4.0, 3.0])})
         assert found["steps"] == {"by_seed": {"0": None}, "gain": None, "at_most": pytest.approx(0.5)}
 
+    def test_the_bound_is_one_of_the_mean_over_all_seeds(self) -> None:
+        ours = {"0": curve([5.0, 3.0, 2.0]), "1": curve([5.0, 4.5, 4.0])}
+        found = efficiency(ours, dict.fromkeys(ours, curve([5.0, 4.0, 3.0])))
+        assert found["steps"]["by_seed"] == {"0": pytest.approx(0.5), "1": None}
+        assert found["steps"]["at_most"] == pytest.approx((0.5 + 0.0) / 2)
+
+    def test_a_run_of_unknown_time_counts_by_steps_alone(self) -> None:
+        ours = {"0": curve([5.0, 3.0]), "1": replace(curve([5.0, 3.0]), processor_seconds=[])}
+        twin = dict.fromkeys(ours, curve([5.0, 4.0]))
+        assert efficiency(ours, twin)["processor_seconds"]["by_seed"].keys() == {"0"}
+        assert efficiency(ours, twin)["steps"]["by_seed"].keys() == {"0", "1"}
+        gains = at_equal_cost(ours, twin)
+        assert (gains["processor_seconds"]["seeds"], gains["steps"]["seeds"]) == (1, 2)
+
     def test_equal_time_is_that_of_the_one_who_ends_first(self) -> None:
         ours, other = {"0": curve([5.0, 4.0, 3.0], seconds_per_step=2.0)}, {"0": curve([5.0, 4.5, 4.0])}
         gains = at_equal_cost(ours, other)
         assert gains["steps"]["mean"] == pytest.approx(1.0)
         assert gains["processor_seconds"]["mean"] == pytest.approx(4.0 - 4.5)  # after 30 s: our 15th step
+
+
+class TestRuns:
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> ArmRun:
+        return ArmRun("sparse", 0, tmp_path / "sparse-seed0", ("pretrain", "sparse.yaml"))
+
+    def begun(self, run: ArmRun) -> None:
+        run.folder.mkdir(exist_ok=True)
+        (run.folder / "resolved.yaml").touch()
+
+    def test_seconds_add_up_over_interruptions(self, run: ArmRun) -> None:
+        run.note_begin()
+        self.begun(run)
+        run.note_end(Ended(130, 3.0, 2.0, was_stopped=True))
+        assert not run.is_done
+        assert run.command()[0] == "resume"
+        run.note_begin()
+        run.note_end(Ended(0, 4.0, 3.0, was_stopped=False))
+        assert run.is_done
+        assert run.spent == {"done": True, "seconds": 7.0, "processor_seconds": 5.0, "open": False, "lost": False}
+
+    def test_the_time_of_a_process_that_nobody_saw_end_is_unknown(self, run: ArmRun) -> None:
+        run.note_begin()
+        self.begun(run)
+        run.note_begin()
+        run.note_end(Ended(0, 4.0, 3.0, was_stopped=False))
+        assert run.is_done
+        assert run.spent["lost"] is True
+
+    def test_what_begins_anew_costs_anew(self, run: ArmRun) -> None:
+        run.note_begin()
+        run.note_begin()
+        run.note_end(Ended(0, 4.0, 3.0, was_stopped=False))
+        assert run.spent["lost"] is False
+
+    def test_another_text_in_the_same_folder_is_refused(self, tmp_path: Path) -> None:
+        texts = []
+        for name in ("one", "other"):
+            texts.append(tmp_path / f"{name}.txt")
+            texts[-1].write_text("\n\n".join(f"{name} text about many small things, {number}" for number in range(50)))
+        recipe = load_recipe("twin-laptop", overrides=["tokenizer.vocab_size=300"]).recipe
+        said: list[str] = []
+        folder = prepare_text(recipe, data=str(texts[0]), work=tmp_path / "w", say=said.append)
+        assert prepare_text(recipe, data=str(texts[0]), work=tmp_path / "w", say=said.append) == folder
+        with pytest.raises(InputError, match="other data"):
+            prepare_text(recipe, data=str(texts[1]), work=tmp_path / "w", say=said.append)
+
+
+class TestExamples:
+    LABELS = np.tile([0, 1], 50)
+
+    def test_the_gain_is_the_difference_in_score_over_the_seeds(self) -> None:
+        right, wrong = Answers(self.LABELS, self.LABELS), self.LABELS.copy()
+        wrong[:20] = 1 - wrong[:20]
+        other = Answers(wrong, self.LABELS)
+        gain = resampled_gain({"0": right, "1": other}, {"0": other, "1": other}, metric="accuracy")
+        assert gain is not None
+        assert gain.mean == pytest.approx(0.1)
+        assert 0.05 < gain.low < 0.1 < gain.high < 0.15
+        assert (gain.seeds, gain.examples) == (2, 100)
+
+    def test_equal_answers_gain_nothing_whatever_is_drawn(self) -> None:
+        same = {"0": Answers(1 - self.LABELS, self.LABELS)}
+        gain = resampled_gain(same, same, metric="f1")
+        assert gain is not None
+        assert (gain.mean, gain.low, gain.high) == (0, 0, 0)
+
+    def test_other_examples_are_not_compared(self) -> None:
+        one, other = Answers(self.LABELS, self.LABELS), Answers(self.LABELS, 1 - self.LABELS)
+        assert resampled_gain({"0": one}, {"0": other}, metric="accuracy") is None
+        assert resampled_gain({"0": one}, {"1": one}, metric="accuracy") is None

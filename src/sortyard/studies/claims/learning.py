@@ -198,7 +198,7 @@ def training_efficiency(work: Path) -> Finding:
         spread=f"{len(time['by_seed'])} seeds",
         controls=tuple(
             f"{arm}: held-out loss {fmean(one['losses'].values()):.3f}, {one['parameters'] / 1e6:.1f} M parameters, "
-            f"{one['processor_seconds']:.0f} processor s"
+            + (f"{one['processor_seconds']:.0f} processor s" if one["processor_seconds"] else "processor time unknown")
             for arm, one in summary["arms"].items()
         ),
         note=f"after equal steps our loss is {losses['mean']:+.3f} nats better, interval "

@@ -9,9 +9,11 @@ from sortyard.reports.figures import Figure, Stack, Table
 from sortyard.reports.sections import Section
 from sortyard.studies.bench.page import write_page
 from sortyard.studies.bench.results import BenchResult
-from sortyard.studies.bench.tables import MISSING, text_table
+from sortyard.studies.bench.tables import MISSING, number_text, text_table
 from sortyard.studies.gates.pairing import paired_gain
 from sortyard.studies.trained.arms import BASE, ablation_arms
+from sortyard.studies.trained.curves import processor_seconds
+from sortyard.studies.trained.examples import examples_table
 from sortyard.studies.trained.study import Say, TrainedPlan, TrainedStudy, curves_of, run_trained, scores_of
 
 Json = dict[str, Any]
@@ -69,7 +71,7 @@ def summarise(cells: Mapping[str, Json]) -> Json:
             "parameters": some.parameters,
             "active_parameters": some.active_parameters,
             "sparsity": statistics.fmean(curve.sparsity for curve in curves.values()),
-            "processor_seconds": statistics.median(curve.processor_seconds[-1] for curve in curves.values()),
+            "processor_seconds": processor_seconds(curves.values()),
             "cost": None if arm == BASE else _record(base_losses, losses, higher_is_better=False),
             "cost_on_task": None if arm == BASE else _record(base_scores, scores, higher_is_better=True),
         }
@@ -83,7 +85,7 @@ def _record(base: Mapping[str, float], other: Mapping[str, float], *, higher_is_
 
 def ablation_text(result: BenchResult) -> str:
     """Write the table as text."""
-    return text_table(_table(result)) if result.cells else "nothing was trained"
+    return "\n\n".join(map(text_table, _tables(result))) if result.cells else "nothing was trained"
 
 
 def ablation_page(result: BenchResult, folder: Path) -> Path:
@@ -94,7 +96,10 @@ def ablation_page(result: BenchResult, folder: Path) -> Path:
     return write_page(
         result, folder=folder, title="What each part is worth", verdict=verdict,
         sections=[
-            Section(id="cost", title="What each change costs", figures=ablation_figures(result)),
+            Section(
+                id="cost", title="What each change costs", figures=ablation_figures(result),
+                tables=_tables(result)[1:],
+            ),
             Section(id="arms", title="The arms", tables=(arms,)),
         ],
     )  # fmt: skip
@@ -123,6 +128,11 @@ def ablation_figures(result: BenchResult) -> tuple[Figure, ...]:
     return (figure,)
 
 
+def _tables(result: BenchResult) -> tuple[Table, ...]:
+    resampled = result.summary["on_examples"]
+    return (_table(result), *([examples_table(resampled, first=BASE)] if resampled else []))
+
+
 def _table(result: BenchResult) -> Table:
     rows = tuple(_row(name, arm) for name, arm in result.summary["arms"].items())
     header = (
@@ -144,7 +154,7 @@ def _row(name: str, arm: Json) -> tuple[str, ...]:
         f"{arm['sparsity']:.0%}",
         f"{arm['parameters']:,}",
         f"{arm['active_parameters']:,}",
-        f"{arm['processor_seconds']:,.0f}",
+        number_text(arm["processor_seconds"], digits=0),
     )
 
 

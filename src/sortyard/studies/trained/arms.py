@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sortyard.errors import InputError
-from sortyard.recipe import Recipe, changed_recipe, recipes_folder
+from sortyard.recipe import Recipe, changed_recipe, recipe_values, recipes_folder
 
 OURS, DENSE_ACTIVE, DENSE_TOTAL = "sparse", "dense-active", "dense-total"
 BASE = "base"
 ABLATIONS = "ablations"
+_SHARED = ("seed", "tokenizer.", "pretrain.data.path", "pretrain.data.text_column")
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,29 @@ def ablation_arms(recipe: Recipe, *, source: Path, places: Sequence[Path]) -> tu
         The arms; the base is the first.
 
     Raises:
-        InputError: a place does not exist or is empty, a file is no change of this recipe, or two have one name.
+        InputError: a place does not exist or is empty, a file is no change of this recipe or changes what all arms
+            share, or two have one name.
     """
     arms = {BASE: Arm(BASE, "the recipe as it is", recipe)}
     for path in _files(places or [recipes_folder() / ABLATIONS]):
         name = path.stem
         if name in arms:
             raise InputError(f"{path}: there is an arm called {name} already; give the file another name")
-        arms[name] = Arm(name, _title(path), changed_recipe(recipe, source=source, changes=path))
+        changed = changed_recipe(recipe, source=source, changes=path)
+        _check_shared(recipe, changed, path=path)
+        arms[name] = Arm(name, _title(path), changed)
     return tuple(arms.values())
+
+
+def _check_shared(recipe: Recipe, changed: Recipe, *, path: Path) -> None:
+    """Refuse what would change nothing, as the study settles it for all arms alike."""
+    before, after = recipe_values(recipe), recipe_values(changed)
+    idle = sorted(key for key, value in after.items() if key.startswith(_SHARED) and value != before.get(key))
+    if idle:
+        raise InputError(
+            f"{path}: changes {', '.join(idle)}, but all arms read the same prepared text with the same seeds; leave "
+            "it out, or run two studies"
+        )
 
 
 def _files(places: Sequence[Path]) -> list[Path]:

@@ -1,6 +1,7 @@
 """Learning curves of runs: held-out loss against steps, arithmetic and time, and where one reaches another's end."""
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from sortyard.evaluation.cost import forward_flops_per_token, head_flops_per_target, meta_model, parameter_counts
 from sortyard.model.configuration import SortyardConfig
+from sortyard.recipe import PretrainSection
 from sortyard.studies.trained.runs import ArmRun
 from sortyard.training.run_folder import RunFolder
 
@@ -25,7 +27,7 @@ class Curve:
         steps: Optimizer steps taken before.
         flops: Arithmetic until then, forward and backward; estimated from shapes.
         processor_seconds: Until then; those of the whole run, reading and evaluating included, spread evenly over
-            its steps.
+            its steps. Empty where a process ended unseen, so that nobody knows.
         losses: Held-out loss in nats.
         parameters: All of the model's.
         active_parameters: Those that a token meets.
@@ -52,27 +54,28 @@ class Curve:
         return found
 
 
-def read_curve(run: ArmRun, *, sequence_length: int, tokens_per_step: int, masked_share: float) -> Curve:
+def read_curve(run: ArmRun, *, section: PretrainSection) -> Curve:
     """Read a finished pretraining run.
 
     Args:
         run: The run.
-        sequence_length: Tokens of a row.
-        tokens_per_step: Tokens of an optimizer step.
-        masked_share: Predictions for each token.
+        section: What its recipe says of pretraining.
     """
+    length, loop = section.data.sequence_length, section.loop
+    masked_share = section.masking.probability if section.objective == "masked_lm" else 1.0
     folder = RunFolder.open(run.folder)
     evals = {int(line["step"]): float(line["loss"]) for line in folder.read_metrics("eval")}
     train = list(folder.read_metrics("train"))
     config = SortyardConfig.from_pretrained(folder.model)
     model = meta_model(config, head="causal_lm" if config.causal else "masked_lm")
-    token = forward_flops_per_token(model, length=sequence_length) + masked_share * head_flops_per_target(model)
+    token = forward_flops_per_token(model, length=length) + masked_share * head_flops_per_target(model)
+    flops_per_step = _FORWARD_AND_BACKWARD * token * loop.micro_batch_size * loop.accumulation_steps * length
     steps, counts = sorted(step for step in evals if step), parameter_counts(model)
     last, spent = max(steps), run.spent
     return Curve(
         steps=[float(step) for step in steps],
-        flops=[_FORWARD_AND_BACKWARD * token * tokens_per_step * step for step in steps],
-        processor_seconds=[spent["processor_seconds"] * step / last for step in steps],
+        flops=[flops_per_step * step for step in steps],
+        processor_seconds=[] if spent.get("lost") else [spent["processor_seconds"] * step / last for step in steps],
         losses=[evals[step] for step in steps],
         parameters=counts.total,
         active_parameters=counts.active,
@@ -99,6 +102,12 @@ def reached(costs: Sequence[float], losses: Sequence[float], *, target: float) -
             before, above = costs[place - 1], losses[place - 1]
             return before + (cost - before) * (above - target) / (above - loss)
     return None
+
+
+def processor_seconds(curves: Iterable[Curve]) -> float | None:
+    """The median of what whole runs took; None where it is known of none."""
+    known = [curve.processor_seconds[-1] for curve in curves if curve.processor_seconds]
+    return statistics.median(known) if known else None
 
 
 def loss_at(costs: Sequence[float], losses: Sequence[float], *, cost: float) -> float | None:

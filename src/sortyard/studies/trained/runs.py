@@ -1,7 +1,8 @@
 """The runs of a study: every arm with every seed, pretrained and, where asked, fine-tuned; each a run folder."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from sortyard.durable import replace_bytes
 from sortyard.errors import InputError, LostProcessError
 from sortyard.jobs.corpora import is_prepared, prepare_folder
 from sortyard.jobs.display import Display
+from sortyard.jobs.sections import pretrain_section
 from sortyard.recipe import Recipe, resolved_yaml
 from sortyard.reports.wording import duration
 from sortyard.studies.crew import ONE_CORE, Crew, Ended, ending, last_words
@@ -59,7 +61,7 @@ class ArmRun:
 
     @property
     def spent(self) -> Json:
-        """Whether it is done, and the seconds that it took so far."""
+        """Whether it is done, the seconds that it took so far, and whether some of them are unknown ("lost")."""
         path = self._record
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -74,14 +76,23 @@ class ArmRun:
             return ["resume", str(self.folder), "-q"]
         return [*self.words, "--out", str(self.folder), "-q"]
 
-    def note(self, ended: Ended) -> None:
+    def note_begin(self) -> None:
+        """Keep that a process works on the run: if this is found at the next beginning, nobody saw that process end."""
+        before = self.spent if (self.folder / "resolved.yaml").is_file() else {}  # what begins anew costs anew
+        self._keep(before | {"open": True, "lost": bool(before.get("lost") or before.get("open"))})
+
+    def note_end(self, ended: Ended) -> None:
         """Add to what the run took."""
         before = self.spent
-        record = {
+        self._keep({
             "done": ended.status == 0 and not ended.was_stopped,
             "seconds": before.get("seconds", 0.0) + ended.seconds,
             "processor_seconds": before.get("processor_seconds", 0.0) + (ended.processor_seconds or 0.0),
-        }
+            "open": False,
+            "lost": bool(before.get("lost")) or ended.processor_seconds is None,
+        })  # fmt: skip
+
+    def _keep(self, record: Json) -> None:
         replace_bytes(self._record, json.dumps(record).encode())
 
     @property
@@ -90,7 +101,7 @@ class ArmRun:
 
 
 def prepare_text(recipe: Recipe, *, data: str, work: Path, say: Say) -> Path:
-    """Tokenize the text once for all arms, unless it is prepared already.
+    """Tokenize the text once for all arms; what is prepared already is kept.
 
     Args:
         recipe: Says which tokenizer is trained.
@@ -100,18 +111,17 @@ def prepare_text(recipe: Recipe, *, data: str, work: Path, say: Say) -> Path:
 
     Returns:
         The prepared folder.
+
+    Raises:
+        InputError: the text cannot be read, or the folder holds another.
     """
     if is_prepared(data):
         return Path(data).expanduser().resolve()
-    folder = work / PREPARED
-    if not (folder / "done").is_file():
-        tokenizer = recipe.tokenizer
-        path = Path(tokenizer.path) if tokenizer.path else None
-        prepare_folder(
-            data, out=folder, vocab_size=tokenizer.vocab_size, tokenizer=path, text_column="text",
-            display=Display(say=say),
-        )  # fmt: skip
-        (folder / "done").touch()
+    folder, tokenizer, column = work / PREPARED, recipe.tokenizer, pretrain_section(recipe).data.text_column
+    path = Path(tokenizer.path) if tokenizer.path else None
+    prepare_folder(
+        data, out=folder, vocab_size=tokenizer.vocab_size, tokenizer=path, text_column=column, display=Display(say=say)
+    )
     return folder.resolve()
 
 
@@ -178,10 +188,10 @@ def train(runs: Sequence[ArmRun], *, jobs: int, say: Say, after: Callable[[], No
     """
     left = [run for run in runs if not run.is_done]
     failed: list[ArmRun] = []
-    _announce(left, runs, jobs=jobs, say=say)
+    say(f"{len(runs)} runs, {len(runs) - len(left)} done already; {jobs} at a time; {_outlook(runs, jobs=jobs)}")
 
     def ended(run: ArmRun, end: Ended) -> None:
-        run.note(end)
+        run.note_end(end)
         if end.was_stopped:
             return
         if end.status == 2:
@@ -190,14 +200,19 @@ def train(runs: Sequence[ArmRun], *, jobs: int, say: Say, after: Callable[[], No
             failed.append(run)
             say(f"{run.folder.name} failed, {ending(end.status)}: {last_words(run.log)}")
             return
-        say(f"{run.folder.name} done in {duration(run.spent['seconds'])}")
+        say(f"{run.folder.name} done in {duration(run.spent['seconds'])}; {_outlook(runs, jobs=jobs)}")
         after()
+
+    def began(run: ArmRun) -> None:
+        run.note_begin()
+        lost = "; nobody saw its last process end, so its time stays unknown" if run.spent["lost"] else ""
+        say(f"{run.folder.name} begins{lost}")
 
     Crew[ArmRun](
         words=lambda run: run.command(),
         log=lambda run: run.log,
         ended=ended,
-        began=lambda run: say(f"{run.folder.name} begins"),
+        began=began,
         is_ready=lambda run: run.start is None or run.start.is_done,
         environment=ONE_CORE,
     ).work(left, at_once=jobs)
@@ -206,9 +221,14 @@ def train(runs: Sequence[ArmRun], *, jobs: int, say: Say, after: Callable[[], No
         raise LostProcessError(f"{len(failed)} of {len(runs)} runs failed: {names}; the same command tries them again")
 
 
-def _announce(left: Sequence[ArmRun], runs: Sequence[ArmRun], *, jobs: int, say: Say) -> None:
-    """Say how many runs there are, and how long they take, where earlier ones tell."""
-    known: Mapping[str, float] = {run.words[0]: run.spent["seconds"] for run in runs if run.is_done}
-    expected = sum(known.get(run.words[0], 0.0) for run in left) / jobs
-    tail = f", about {duration(expected)} by those before" if expected else ""
-    say(f"{len(runs)} runs, {len(runs) - len(left)} done already; {jobs} at a time{tail}")
+def _outlook(runs: Sequence[ArmRun], *, jobs: int) -> str:
+    """Say how many runs are left, and how long they take where finished ones tell: of the same arm, else of any."""
+    left = [run for run in runs if not run.is_done]
+    took: dict[tuple[str, ...], list[float]] = {}
+    for run in runs:
+        if run.is_done:
+            for alike in ((run.words[0], run.arm), (run.words[0],)):
+                took.setdefault(alike, []).append(run.spent["seconds"])
+    known = [took.get((run.words[0], run.arm)) or took.get((run.words[0],)) for run in left]
+    expected = sum(statistics.median(seconds) for seconds in known if seconds) / jobs
+    return f"{len(left)} left" + (f", about {duration(expected)}" if expected else "")

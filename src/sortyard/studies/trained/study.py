@@ -1,6 +1,6 @@
 """The course of a study of trainings: arms are trained, and whatever is finished is compared and written down."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from sortyard.reports.run_data import read_json
 from sortyard.studies.bench.results import BenchResult, new_result, save_result
 from sortyard.studies.trained.arms import Arm
 from sortyard.studies.trained.curves import Curve, read_curve
+from sortyard.studies.trained.examples import Answers, read_answers, resampled_gain
 from sortyard.studies.trained.runs import ArmRun, Task, planned_runs, prepare_text, train
 
 Json = dict[str, Any]
@@ -113,9 +114,9 @@ def run_trained(
     )  # fmt: skip
 
     def collect() -> None:
-        _collect(result, plan, pretraining, finetuning)
+        _collect(result, study.arms, pretraining, finetuning)
         if result.cells:
-            result.summary = study.summarise(result.cells)
+            result.summary = study.summarise(result.cells) | {"on_examples": _on_examples(study.arms, finetuning)}
             save_result(result, folder=folder)
             study.write_page(result, folder)
 
@@ -134,16 +135,13 @@ def _check_same_text(data: Path, *, work: Path) -> None:
     replace_bytes(kept, index)
 
 
-def _collect(result: BenchResult, plan: TrainedPlan, first: Sequence[ArmRun], second: Sequence[ArmRun]) -> None:
-    section = pretrain_section(plan.recipe)
-    length = section.data.sequence_length
-    tokens = section.loop.micro_batch_size * section.loop.accumulation_steps * length
-    share = section.masking.probability if section.objective == "masked_lm" else 1.0
+def _collect(result: BenchResult, arms: Sequence[Arm], first: Sequence[ArmRun], second: Sequence[ArmRun]) -> None:
+    sections = {arm.name: pretrain_section(arm.recipe) for arm in arms}
     scores = {(run.arm, run.seed): _score(run) for run in second if run.is_done}
     for run in first:
         key = f"{run.arm}/seed{run.seed}"
         if run.is_done and key not in result.cells:
-            curve = read_curve(run, sequence_length=length, tokens_per_step=tokens, masked_share=share)
+            curve = read_curve(run, section=sections[run.arm])
             result.cells[key] = {"arm": run.arm, "seed": run.seed, **curve.record(), "score": None}
         if run.is_done and (run.arm, run.seed) in scores:
             result.cells[key]["score"] = scores[run.arm, run.seed]
@@ -152,9 +150,32 @@ def _collect(result: BenchResult, plan: TrainedPlan, first: Sequence[ArmRun], se
 
 def _score(run: ArmRun) -> Json:
     """The main metric of a fine-tuned run, at its last step."""
-    found = next((run.folder / "eval").glob("*.json"))
-    content = read_json(found)
+    content = _evaluation(run)
     return {"metric": content["main_metric"], "value": content["metrics"][content["main_metric"]]}
+
+
+def _evaluation(run: ArmRun) -> Json:
+    """What fine-tuning wrote at its end; `sortyard eval` may have added others beside it."""
+    return next(content for path in _evaluations(run) if (content := read_json(path))["task"] == path.stem)
+
+
+def _evaluations(run: ArmRun) -> Iterator[Path]:
+    return (run.folder / "eval").glob("*.json")
+
+
+def _on_examples(arms: Sequence[Arm], runs: Sequence[ArmRun]) -> Json:
+    """How much better the first arm answers the task's examples than each other."""
+    answers: dict[str, dict[str, Answers]] = {arm.name: {} for arm in arms}
+    metric = ""
+    for run in runs:
+        if run.is_done:
+            content = _evaluation(run)
+            path, metric = run.folder / "eval" / f"{content['task']}-predictions.jsonl", content["main_metric"]
+            answers[run.arm][str(run.seed)] = read_answers(path, label_names=content["label_names"])
+    base, *others = answers.values()
+    names = [arm.name for arm in arms][1:]
+    gains = {name: resampled_gain(base, other, metric=metric) for name, other in zip(names, others, strict=True)}
+    return {name: gain.record() for name, gain in gains.items() if gain is not None}
 
 
 def curves_of(cells: Mapping[str, Json], arm: str) -> dict[str, Curve]:

@@ -9,6 +9,7 @@ from sortyard.studies.bench.results import BenchResult
 from sortyard.studies.gates.pairing import paired_gain
 from sortyard.studies.trained.arms import DENSE_ACTIVE, DENSE_TOTAL, OURS, twin_arms
 from sortyard.studies.trained.comparing import at_equal_cost, efficiency
+from sortyard.studies.trained.curves import Curve, processor_seconds
 from sortyard.studies.trained.study import Say, TrainedPlan, TrainedStudy, curves_of, run_trained, scores_of
 from sortyard.studies.trained.twin_page import twin_page, twin_text
 
@@ -48,14 +49,15 @@ def summarise(cells: Mapping[str, Json]) -> Json:
         cells: The study's cells.
 
     Returns:
-        "arms": sizes, losses, costs and scores; "gains": how much lower ours is than each twin at equal cost, by kind
-        of cost; "scores": the gain on the task; "efficiency": over the twin of equal active parameters.
+        "arms": sizes, losses, costs, scores, and how far from equal a twin's size is; "gains": how much lower ours is
+        than each twin at equal cost, by kind of cost; "scores": the gain on the task; "efficiency": over the twin of
+        equal active parameters.
     """
     curves = {arm: curves_of(cells, arm) for arm in (OURS, DENSE_ACTIVE, DENSE_TOTAL)}
     scores = {arm: scores_of(cells, arm) for arm in curves}
     twins = [arm for arm in (DENSE_ACTIVE, DENSE_TOTAL) if curves[arm].keys() & curves[OURS].keys()]
     return {
-        "arms": {arm: _arm(found, scores[arm]) for arm, found in curves.items() if found},
+        "arms": {arm: _arm(found, scores[arm]) | {"gap": _gap(arm, curves)} for arm, found in curves.items() if found},
         "gains": {arm: at_equal_cost(curves[OURS], curves[arm]) for arm in twins},
         "scores": {arm: _score_gain(scores[OURS], scores[arm]) for arm in twins if scores[arm]},
         "efficiency": efficiency(curves[OURS], curves[DENSE_ACTIVE]) if DENSE_ACTIVE in twins else {},
@@ -70,9 +72,18 @@ def _arm(found: Mapping[str, Any], scores: Mapping[str, float]) -> Json:
         "sparsity": statistics.fmean(curve.sparsity for curve in curves),
         "losses": {seed: curve.losses[-1] for seed, curve in found.items()},
         "flops": curves[0].flops[-1],
-        "processor_seconds": statistics.median(curve.processor_seconds[-1] for curve in curves),
+        "processor_seconds": processor_seconds(curves),
         "scores": dict(scores),
     }
+
+
+def _gap(arm: str, curves: Mapping[str, Mapping[str, Curve]]) -> float | None:
+    """How far a twin's parameters are from those that it should equal, as a share; None where there is no such twin."""
+    if arm == OURS or not curves[OURS]:
+        return None
+    ours, twin = (next(iter(curves[name].values())) for name in (OURS, arm))
+    wanted = ours.active_parameters if arm == DENSE_ACTIVE else ours.parameters
+    return twin.parameters / wanted - 1
 
 
 def _score_gain(ours: Mapping[str, float], other: Mapping[str, float]) -> Json | None:

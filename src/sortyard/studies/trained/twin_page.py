@@ -9,9 +9,10 @@ from sortyard.reports.figures import Figure, Stack, Table
 from sortyard.reports.sections import Section
 from sortyard.studies.bench.page import write_page
 from sortyard.studies.bench.results import BenchResult
-from sortyard.studies.bench.tables import MISSING, text_table
+from sortyard.studies.bench.tables import MISSING, number_text, text_table
 from sortyard.studies.trained.arms import DENSE_ACTIVE, DENSE_TOTAL, OURS
 from sortyard.studies.trained.curves import AXES
+from sortyard.studies.trained.examples import examples_table
 
 Json = dict[str, Any]
 COLOURS = {OURS: "accent", DENSE_ACTIVE: "ink", DENSE_TOTAL: "amber"}
@@ -49,15 +50,16 @@ def twin_figures(result: BenchResult) -> tuple[Figure, ...]:
 
 def _figure(result: BenchResult, axis: str) -> Figure:
     stack = Stack()
-    traces = [_trace(cell, axis=axis) for cell in result.cells.values()]
+    cells = [cell for cell in result.cells.values() if cell[axis]]
+    first = {cell["arm"]: cell["seed"] for cell in reversed(cells)}
+    traces = [_trace(cell, axis=axis, is_named=cell["seed"] == first[cell["arm"]]) for cell in cells]
     last = [loss for cell in result.cells.values() for loss in cell["losses"][len(cell["losses"]) // 4 :]]
     span = [min(last) - 0.05, max(last) + 0.05] if last else None
     stack.add("Held-out loss, nats", height=340, traces=traces, axis={"range": span} if span else {})
     height = stack.finish(x_title=_AXIS_TITLES[axis])
     stack.layout |= {"showlegend": True, "legend": {"x": 1, "y": 1, "xanchor": "right", "yanchor": "top"}}
     rows = tuple(
-        (f"{cell['arm']}, seed {cell['seed']}", f"{cell[axis][-1]:,.4g}", f"{cell['losses'][-1]:.4f}")
-        for cell in result.cells.values()
+        (f"{cell['arm']}, seed {cell['seed']}", f"{cell[axis][-1]:,.4g}", f"{cell['losses'][-1]:.4f}") for cell in cells
     )
     return Figure(
         id=f"twin-{axis}", title=f"Against {_AXIS_NAMES[axis]}", height=height, data=tuple(stack.traces),
@@ -68,11 +70,11 @@ def _figure(result: BenchResult, axis: str) -> Figure:
     )  # fmt: skip
 
 
-def _trace(cell: Json, *, axis: str) -> Json:
+def _trace(cell: Json, *, axis: str, is_named: bool) -> Json:
     arm = cell["arm"]
     return {
         "type": "scatter", "mode": "lines", "x": cell[axis], "y": cell["losses"], "name": arm, "legendgroup": arm,
-        "showlegend": cell["seed"] == 0, "line": {"color": f"theme:{COLOURS[arm]}", "width": 2},
+        "showlegend": is_named, "line": {"color": f"theme:{COLOURS[arm]}", "width": 2},
         "hovertemplate": f"{arm}, seed {cell['seed']}: %{{y:.4f}} at %{{x:.4~g}}<extra></extra>",
     }  # fmt: skip
 
@@ -80,7 +82,8 @@ def _trace(cell: Json, *, axis: str) -> Json:
 def _tables(result: BenchResult) -> tuple[Table, ...]:
     summary = result.summary
     tables = [_arms_table(summary["arms"]), _gains_table(summary)]
-    return tuple([*tables, _efficiency_table(summary["efficiency"])] if summary["efficiency"] else tables)
+    tables += [_efficiency_table(summary["efficiency"])] if summary["efficiency"] else []
+    return tuple([*tables, examples_table(summary["on_examples"], first=OURS)] if summary["on_examples"] else tables)
 
 
 def _arms_table(arms: Mapping[str, Json]) -> Table:
@@ -89,18 +92,20 @@ def _arms_table(arms: Mapping[str, Json]) -> Table:
             name,
             f"{arm['parameters']:,}",
             f"{arm['active_parameters']:,}",
+            MISSING if arm["gap"] is None else f"{arm['gap']:+.1%}",
             f"{statistics.fmean(arm['losses'].values()):.4f}",
             f"{min(arm['losses'].values()):.4f} - {max(arm['losses'].values()):.4f}",
             str(len(arm["losses"])),
             f"{arm['flops']:.3g}",
-            f"{arm['processor_seconds']:,.0f}",
+            number_text(arm["processor_seconds"], digits=0),
             f"{arm['sparsity']:.0%}",
             _scores_text(arm["scores"]),
         )
         for name, arm in arms.items()
     )
     header = (
-        "arm", "parameters", "active", "held-out loss", "range", "seeds", "FLOPs", "processor s", "sparsity", "task",
+        "arm", "parameters", "active", "off equal", "held-out loss", "range", "seeds", "FLOPs", "processor s",
+        "sparsity", "task",
     )  # fmt: skip
     return Table("The arms, at the end of training", header, rows)
 
