@@ -1,7 +1,7 @@
 """`study claims`: every claim measured by commands of sortyard, and the table that comes of it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def run_claims(plan: ClaimsPlan, *, folder: Path, dry_run: bool, say: Say) -> tu
     if not dry_run:
         work.mkdir(parents=True, exist_ok=True)
         domains = write_texts(plan.texts, folder=work / "texts")
-    steps = plan_steps(plan, domains=domains)
+    steps, every = (plan_steps(one, domains=domains) for one in (plan, replace(plan, claims=tuple(BY_ID))))
     log = StepLog.read(work)
     _announce([step for step in steps if not log.is_done(step)], jobs=plan.jobs, say=say)
     result = new_result(
@@ -138,7 +138,7 @@ def run_claims(plan: ClaimsPlan, *, folder: Path, dry_run: bool, say: Say) -> tu
     )  # fmt: skip
 
     def collect() -> None:
-        _collect(result, steps, work=work)
+        _collect(result, every, work=work)
         if not dry_run:
             save_result(result, folder=folder)
             claims_page(result, folder=folder, figures=claim_figures(work))
