@@ -27,8 +27,10 @@ def _nothing(*_: object) -> None:
     return None
 
 
-def _run(steps: Sequence[Step], work: Path, *, jobs: int = 2, say: Callable[[str], None] = _nothing) -> StepLog:
-    return run_steps(steps, places={"work": work}, jobs=jobs, say=say, after=_nothing)
+def _run(
+    steps: Sequence[Step], work: Path, *, jobs: int = 2, minutes: float = 9.0, say: Callable[[str], None] = _nothing
+) -> StepLog:
+    return run_steps(steps, places={"work": work}, jobs=jobs, minutes=minutes, say=say, after=_nothing)
 
 
 class TestSteps:
@@ -95,6 +97,12 @@ class TestRunning:
         assert told == []
         _run([replace(step, words=("recipes", "--json"))], tmp_path, say=told.append)
         assert any("done" in line for line in told)
+
+    def test_nothing_begins_when_the_time_is_over(self, tmp_path: Path) -> None:
+        step = Step("one", ("recipes",), 1, makes_folder=False)
+        told: list[str] = []
+        assert not _run([step], tmp_path, minutes=0.0, say=told.append).is_done(step)
+        assert told == []
 
     def test_a_failed_step_is_tried_again(self, tmp_path: Path) -> None:
         step = Step("one", ("data", "peek", "{work}/mine.jsonl"), 1, makes_folder=False)

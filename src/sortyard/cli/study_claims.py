@@ -1,5 +1,6 @@
 """`sortyard study claims`: the article's claims, measured on this machine beside their controls."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -41,6 +42,12 @@ def claims(
         str | None, typer.Option("--only", help="Only these claims, such as C1,C6.", show_default=False)
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Trainings at the same time, one core each.")] = 2,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes", min=0.0, help="Begin nothing after so many; 0 = read what is there.", show_default=False
+        ),
+    ] = None,
     out: Out = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run, and show what is measured.")] = False,
     *,
@@ -65,7 +72,7 @@ def claims(
         _check_gpu()
     plan = ClaimsPlan(
         texts=texts, encoder=encoder, glue=glue, novels=novels, claims=chosen, gpu=scale == "gpu", jobs=jobs,
-        compiled=_TREE in find_sides("cpu"),
+        compiled=_TREE in find_sides("cpu"), minutes=math.inf if minutes is None else minutes,
     )  # fmt: skip
     folder = result_folder(out)
     result, text = run_claims(plan, folder=folder, dry_run=dry_run, say=output.say)

@@ -1,5 +1,6 @@
 """`study claims`: every claim measured by commands of sortyard, and the table that comes of it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,6 +66,7 @@ class ClaimsPlan:
         claims: Among the ids of `CLAIMS`, in their order.
         gpu: Whether a GPU does the work.
         jobs: Trainings at the same time.
+        minutes: After so many no command is begun; infinite = no end.
         compiled: Whether the compiled attention kernels can be used.
         factor: Share of the usual training steps.
     """
@@ -77,6 +79,7 @@ class ClaimsPlan:
     gpu: bool
     jobs: int
     compiled: bool
+    minutes: float = math.inf
     factor: float = 1.0
 
     def command(self) -> str:
@@ -147,7 +150,7 @@ def run_claims(plan: ClaimsPlan, *, folder: Path, dry_run: bool, say: Say) -> tu
     if not dry_run:
         places = {"work": work, "encoder": plan.encoder, "glue": plan.glue, "novels": plan.novels}
         given = {name: path.resolve() for name, path in places.items() if path is not None}
-        run_steps(steps, places=given, jobs=plan.jobs, say=say, after=collect)
+        run_steps(steps, places=given, jobs=plan.jobs, minutes=plan.minutes, say=say, after=collect)
     collect()
     return result, claims_text(result)
 

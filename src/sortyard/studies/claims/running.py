@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -63,7 +64,13 @@ class StepLog:
 
 
 def run_steps(
-    steps: Sequence[Step], *, places: Mapping[str, Path], jobs: int, say: Say, after: Callable[[], None]
+    steps: Sequence[Step],
+    *,
+    places: Mapping[str, Path],
+    jobs: int,
+    minutes: float,
+    say: Say,
+    after: Callable[[], None],
 ) -> StepLog:
     """Run what is not done: what must be alone one by one, then the rest, `jobs` at a time.
 
@@ -73,6 +80,7 @@ def run_steps(
         steps: As `steps.wanted` orders them: those that run alone come first, each step after what it needs.
         places: The work folder and the user's other places, by name.
         jobs: How many run at the same time.
+        minutes: After so many no step is begun; those that run go on to their end.
         say: Takes a line of progress.
         after: Called after every step.
 
@@ -85,7 +93,8 @@ def run_steps(
     log = StepLog.read(places["work"])
     left = [step for step in steps if not log.is_done(step)]
     one_by_one = max((place for place, step in enumerate(left, start=1) if step.alone), default=0)
-    shift = _Shift(log=log, places=places, say=say, after=after, missing={step.name for step in left})
+    until = time.monotonic() + 60 * minutes
+    shift = _Shift(log=log, places=places, say=say, after=after, until=until, missing={step.name for step in left})
     shift.run(left[:one_by_one], at_once=1)
     shift.run(left[one_by_one:], at_once=jobs)
     return log
@@ -99,6 +108,7 @@ class _Shift:
     places: Mapping[str, Path]
     say: Say
     after: Callable[[], None]
+    until: float
     missing: set[str]
     tried: set[str] = field(default_factory=set)
     _total: int = field(init=False)
@@ -113,7 +123,7 @@ class _Shift:
             log=self._log_file,
             ended=self._ended,
             began=self._began,
-            is_ready=lambda step: not self.missing & set(step.needs),
+            is_ready=lambda step: time.monotonic() < self.until and not self.missing & set(step.needs),
         )
         crew.work(steps, at_once=at_once)
         while stuck := [step for step in steps if step.name not in self.tried and self._failed_need(step)]:
