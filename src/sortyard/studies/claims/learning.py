@@ -110,6 +110,10 @@ def _above_zero(gain: Gain) -> Any:
     return HOLDS if gain.low is not None and gain.low > 0 else FAILS
 
 
+def _is_proven(gain: Json) -> bool:
+    return gain["low"] is not None and bool(gain["low"] > 0)
+
+
 def _shares(gain: Gain, claimed: float) -> Json:
     low, high = (None if end is None else end / claimed for end in (gain.low, gain.high))
     return {"share": gain.mean / claimed, "share_low": low, "share_high": high}
@@ -122,7 +126,7 @@ def dynamic_routing(work: Path) -> Finding:
     if not budgets:
         return missing("study gates has not trained the context gate and the static one")
     gains = {budget["steps"]: budget["arms"][STATIC]["gain"] for budget in budgets}
-    held = [gain["low"] is not None and gain["low"] <= CLAIMED_ROUTING <= gain["high"] for gain in gains.values()]
+    held = [_is_proven(gain) and gain["high"] >= CLAIMED_ROUTING for gain in gains.values()]
     first = next(iter(gains.values()))
     return Finding(
         verdict=in_parts(held),
@@ -193,7 +197,7 @@ def training_efficiency(work: Path) -> Finding:
     time, losses = costs["processor_seconds"], summary["gains"][DENSE_ACTIVE]["steps"]
     gain = time["gain"]
     return Finding(
-        verdict=HOLDS if gain and gain["high"] is not None and gain["high"] >= CLAIMED_EFFICIENCY else FAILS,
+        verdict=HOLDS if gain and gain["mean"] >= CLAIMED_EFFICIENCY and _is_proven(gain) else FAILS,
         measured="; ".join(f"{words} {efficiency_text(costs[axis])}" for axis, words in _COSTS.items()),
         spread=f"{len(time['by_seed'])} seeds",
         controls=tuple(
