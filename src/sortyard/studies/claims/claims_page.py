@@ -74,10 +74,10 @@ def claims_page(result: BenchResult, *, folder: Path, figures: Mapping[str, Sequ
     Returns:
         The file.
     """
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in result.summary["verdicts"].items())
+    counts = ", ".join(f"{verdict}: {count}" for verdict, count in result.summary["verdicts"].items())
     reached = Section(id="reached", title="Measured over claimed", figures=(_figure(result),))
     return write_page(
-        result, folder=folder, title="What holds of what was claimed", verdict=f"Of 12 claims: {counts}.",
+        result, folder=folder, title="What holds of what was claimed", verdict=f"Of twelve claims, {counts}.",
         sections=[reached, *(_section(id_, cell, figures.get(id_, ())) for id_, cell in result.cells.items())],
     )  # fmt: skip
 
@@ -118,7 +118,7 @@ def _figure(result: BenchResult) -> Figure:
     }  # fmt: skip
     line = {"type": "line", "x0": 1, "x1": 1, "xref": "x", "y0": 0, "y1": 1, "yref": "paper"}
     layout = {
-        "margin": {"l": 250, "r": 24, "t": 16, "b": 48},
+        "margin": {"l": 280, "r": 24, "t": 16, "b": 48},
         "xaxis": {"title": {"text": "measured / claimed"}, "zeroline": True},
         "yaxis": {"autorange": "reversed", "type": "category", "showgrid": False},
         "shapes": [line | {"line": {"color": "theme:ink", "dash": "dot", "width": 1.5}}],
