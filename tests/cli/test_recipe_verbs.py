@@ -11,7 +11,9 @@ from sortyard.model.options import ModelOptions
 from sortyard.recipe import load_recipe, shipped_recipes
 
 NAMES = [recipe.name for recipe in shipped_recipes()]
-VERBS_OF = {"adapt": {"adapt"}, "experts-laptop": {"pretrain"}}  # the others pretrain and fine-tune
+ONLY_PRETRAIN = ("experts-laptop", "sparsity-laptop", "twin-laptop")
+VERBS_OF = {"adapt": {"adapt"}} | {name: {"pretrain"} for name in ONLY_PRETRAIN}  # the others fine-tune, too
+DENSE = ("sparsity-laptop",)  # `study sparsity` takes its attention apart
 
 
 def test_new_writes_a_recipe_that_passes_the_check(sortyard: Callable, tmp_path: Path) -> None:
@@ -84,7 +86,8 @@ def test_every_shipped_recipe_builds(name: str, sortyard: Callable, some_model: 
             assert (end.status, f"has no section {verb}" in end.json["error"]) == (2, True)
             continue
         (plan,) = end.json["plan"]
-        assert 0 < plan["active_parameters"] < plan["parameters"]
+        assert 0 < plan["active_parameters"] <= plan["parameters"]
+        assert (plan["active_parameters"] == plan["parameters"]) == (name in DENSE)
         assert plan["memory_bytes"] > 8 * plan["parameters"]
         if verb != "finetune":
             assert plan["tokens"] == plan["steps"] * plan["samples_per_step"] * plan["sequence_length"]

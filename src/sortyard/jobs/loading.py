@@ -64,8 +64,9 @@ def saved_class(folder: Path) -> Any:
     from sortyard.model import heads, modeling
 
     names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
-    name = str(names[0] if names else None)
-    kind = next((getattr(home, name) for home in (heads, modeling, transformers) if hasattr(home, name)), None)
+    name = names[0] if names else None
+    homes = (heads, modeling, transformers)
+    kind = next((getattr(home, str(name)) for home in homes if hasattr(home, str(name))), None)
     if kind is None:
         raise InputError(f"{folder}: config.json names the architecture {name!r}, which is not known here")
     return kind
