@@ -16,12 +16,14 @@ Writes benchmarks/results/utilisation.json. What is finished is not run again; w
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from runs import ROOT, lines_of, origin, run, sortyard, write_result
+
+from sortyard.studies.claims.texts import pieces, take
 
 RECIPE = "experts-laptop"
 SIZES = {
@@ -37,7 +39,6 @@ ARMS = {f"{size}-{balance}": (*SIZES[size], *BALANCES[balance]) for balance in B
 CHARACTERS = 14_000_000  # of each kind, for training
 HELD_OUT_CHARACTERS = 400_000  # of each kind, for counting
 HELD_OUT_EACH = 50_000  # at most so many of one document, so that several novels are held out, as wholes
-PIECE = 20_000  # novels are cut into documents of this many characters
 
 
 def main() -> None:
@@ -74,26 +75,11 @@ def write_texts(sources: dict[str, Path], *, without: Sequence[Path], folder: Pa
     aside.rename(folder / "corpus")
 
 
-def pieces(documents: Iterable[str]) -> Iterator[str]:
-    for text in documents:
-        for start in range(0, len(text), PIECE):
-            yield text[start : start + PIECE]
-
-
 def read_column(path: Path) -> list[str]:
     import pyarrow.parquet as pq
 
     texts: list[str] = pq.read_table(path, columns=["text"])["text"].to_pylist()
     return texts
-
-
-def take(texts: Iterator[str], *, characters: int, path: Path) -> None:
-    """Write texts until there are enough characters, or none is left."""
-    taken = 0
-    with path.open("w", encoding="utf-8") as file:
-        while taken < characters and (text := next(texts, None)) is not None:
-            file.write(json.dumps({"text": text}) + "\n")
-            taken += len(text)
 
 
 def run_arm(arm: str, *, work: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os.path
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,8 @@ from typing import Annotated
 import typer
 
 from sortyard.errors import InputError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 RecipeAndOverrides = Annotated[
     list[str] | None,
@@ -47,6 +50,30 @@ def split_words(words: Sequence[str] | None, *, seed: int | None = None) -> tupl
     if seed is not None:
         overrides.append(f"seed={seed}")
     return (recipes[0] if recipes else None), overrides
+
+
+def named_paths(option: str, words: Sequence[str] | None) -> dict[str, str]:
+    """Reads an option that is given several times as NAME=PATH.
+
+    Args:
+        option: The option, for the error.
+        words: Its values.
+
+    Returns:
+        The paths by name.
+
+    Raises:
+        InputError: A word is no such pair, or a name is there twice.
+    """
+    found: dict[str, str] = {}
+    for word in words or ():
+        name, _, path = word.partition("=")
+        if not path or not _NAME.fullmatch(name):
+            raise InputError(f"{option} {word}: expected NAME=PATH, such as reviews=reviews.jsonl")
+        if name in found:
+            raise InputError(f"{option} {word}: the name {name} is there twice; call each source something else")
+        found[name] = path
+    return found
 
 
 def quoted(text: str) -> str:

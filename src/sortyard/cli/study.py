@@ -1,11 +1,11 @@
 """`sortyard study`: experiments that show what a part of the model is worth."""
 
-import re
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from sortyard.cli.arguments import named_paths
 from sortyard.cli.bench_values import Fresh, Out, Threads, read_words, show_result, thread_count
 from sortyard.cli.output import Output, verb
 from sortyard.cli.study_claims import claims
@@ -19,7 +19,6 @@ STEPS, QUICK_STEPS = "350,1000", "60"
 TEXT_STEPS, LABEL_STEPS, QUICK_NATURAL_STEPS = "1000", "1000", "10"
 SEEDS, QUICK_SEEDS = 5, 2
 MOST_STEPS = 10_000_000
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 Sources = tuple[tuple[str, str], ...]
 
@@ -107,14 +106,7 @@ def gates(
 
 
 def _sources(option: str, words: Sequence[str] | None) -> Sources:
-    found: dict[str, str] = {}
-    for word in words or ():
-        name, _, path = word.partition("=")
-        if not path or not _NAME.fullmatch(name):
-            raise InputError(f"{option} {word}: expected NAME=PATH, such as reviews=reviews.jsonl")
-        if name in found:
-            raise InputError(f"{option} {word}: the name {name} is there twice; call each source something else")
-        found[name] = path
+    found = named_paths(option, words)
     if len(found) == 1:
         raise InputError(f"{option} {words[0] if words else ''}: one source is no mixture; give two at least")
     return tuple(found.items())

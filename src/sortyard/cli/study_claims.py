@@ -1,17 +1,16 @@
 """`sortyard study claims`: the article's claims, measured on this machine beside their controls."""
 
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from sortyard.cli.arguments import named_paths
 from sortyard.cli.bench_values import Out, show_result
 from sortyard.cli.output import Output, verb
 from sortyard.errors import InputError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TREE = "tree-default-compiled"
 
 
@@ -54,7 +53,7 @@ def claims(
     output: Output,
 ) -> None:
     """Measure the article's twelve claims beside their controls; the same command goes on where it was stopped."""
-    texts = _texts(data or ())
+    texts = named_paths("--data", data)
     if (encoder is None) != (glue is None):
         raise InputError("--encoder and --glue: C4 needs both, the dense encoder and the folder with SST-2")
     for option, place in (("--encoder", encoder), ("--glue", glue)):
@@ -80,18 +79,6 @@ def claims(
         output.result(result.record(), text=text)
     else:
         show_result(result, text, folder=folder, output=output)
-
-
-def _texts(words: list[str] | tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for word in words:
-        name, _, path = word.partition("=")
-        if not path or not _NAME.fullmatch(name):
-            raise InputError(f"--data {word}: expected NAME=PATH, such as reviews=reviews.jsonl")
-        if name in found:
-            raise InputError(f"--data {word}: the name {name} is there twice; call each text something else")
-        found[name] = path
-    return found
 
 
 def _check_gpu() -> None:

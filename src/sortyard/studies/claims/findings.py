@@ -1,7 +1,6 @@
 """What a claim's measurement comes to."""
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -82,8 +81,3 @@ def interval(gain: Mapping[str, Any] | None, *, scale: float = 100, digits: int 
         return "one seed"
     low, high = (scale * gain[end] for end in ("low", "high"))
     return f"{low:+.{digits}f} to {high:+.{digits}f} ({gain['seeds']} seeds)"
-
-
-def finite(value: float | None) -> float | None:
-    """The value where it is a finite number, else None."""
-    return value if value is not None and math.isfinite(value) else None

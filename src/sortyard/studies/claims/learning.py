@@ -1,5 +1,6 @@
 """The claims about what models learn, read from runs and studies."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -88,7 +89,7 @@ def twin_accuracy(work: Path) -> Finding:
         spread=interval(gain.record(), digits=2),
         controls=("BERT-large 93.2 (published, arXiv 1810.04805)",),
         note=f"medians after {steps} steps, not the whole task; MNLI needs its full training set",
-        **_shares(gain, CLAIMED_SST2),
+        **_shares(gain.record(), CLAIMED_SST2),
         values={"scores": scores, "gain": gain.record()},
     )
 
@@ -114,9 +115,10 @@ def _is_proven(gain: Json) -> bool:
     return gain["low"] is not None and bool(gain["low"] > 0)
 
 
-def _shares(gain: Gain, claimed: float) -> Json:
-    low, high = (None if end is None else end / claimed for end in (gain.low, gain.high))
-    return {"share": gain.mean / claimed, "share_low": low, "share_high": high}
+def _shares(gain: Mapping[str, Any], claimed: float) -> Json:
+    """A paired gain over what is claimed, with its interval, for the picture."""
+    low, high = (None if gain[end] is None else gain[end] / claimed for end in ("low", "high"))
+    return {"share": gain["mean"] / claimed, "share_low": low, "share_high": high}
 
 
 def dynamic_routing(work: Path) -> Finding:
@@ -138,9 +140,7 @@ def dynamic_routing(work: Path) -> Finding:
             if name not in (STATIC, CONTEXT) and all(budget["arms"].get(name, {}).get("gain") for budget in budgets)
         ),
         note="a made-up task with a hidden mode; on natural texts, benchmarks/results/gates_labels.json",
-        share=first["mean"] / CLAIMED_ROUTING,
-        share_low=None if first["low"] is None else first["low"] / CLAIMED_ROUTING,
-        share_high=None if first["high"] is None else first["high"] / CLAIMED_ROUTING,
+        **_shares(first, CLAIMED_ROUTING),
         values={str(steps): gain for steps, gain in gains.items()},
     )
 
@@ -207,9 +207,7 @@ def training_efficiency(work: Path) -> Finding:
         ),
         note=f"after equal steps our loss is {losses['mean']:+.3f} nats better, interval "
         f"{interval(losses, scale=1, digits=3)}; small models on a CPU, where choosing costs most",
-        share=None if gain is None else gain["mean"] / CLAIMED_EFFICIENCY,
-        share_low=None if gain is None or gain["low"] is None else gain["low"] / CLAIMED_EFFICIENCY,
-        share_high=None if gain is None or gain["high"] is None else gain["high"] / CLAIMED_EFFICIENCY,
+        **({} if gain is None else _shares(gain, CLAIMED_EFFICIENCY)),
         values=costs,
     )
 

@@ -29,7 +29,7 @@ def attention_cost(work: Path) -> Finding:
     found = read_json(work / "C1" / "attention" / "attention.json")
     if found is None:
         return missing("bench attention has not run")
-    slopes, parts = _slopes(found["summary"]["lines"]), []
+    slopes = _slopes(found["summary"]["lines"])
     tree = next((name for name in found["summary"]["sides"] if name.startswith("tree")), "")
     own = {kind: slope for kind, slope in slopes.items() if kind[1] == tree}
     if not any(kind[2] == "time" for kind in own):
@@ -85,19 +85,21 @@ def inference(work: Path) -> Finding:
     ratios = {where: ratio for where, ratio in ratios.items() if where}
     if not ratios:
         return missing("no rival could be timed")
-    fair = {where: ratio for where, ratio in ratios.items() if not where.endswith(_BATCHES["padded"])}
+    fair = [ratio["median"] for where, ratio in ratios.items() if not where.endswith(_BATCHES["padded"])]
+    if not fair:
+        return missing("nothing but batches padded to 128 could be timed")
     factors: dict[str, list[float]] = {}
     for step in (step for steps in found["summary"]["factors"].values() for step in steps):
         factors.setdefault(step["factor"], []).append(step["times_faster"]["median"])
     return Finding(
-        verdict=in_parts([ratio["median"] >= CLAIMED_SPEED for ratio in fair.values()]),
+        verdict=in_parts([ratio >= CLAIMED_SPEED for ratio in fair]),
         measured="; ".join(f"{where} {ratio['median']:.2f}x" for where, ratio in ratios.items()),
         spread="; ".join(f"{ratio['low']:.2f} to {ratio['high']:.2f}" for ratio in ratios.values()),
         controls=tuple(f"{factor} {_range(ratios)}x" for factor, ratios in factors.items()),
         note="equal total parameters, about half of them active; padding to 128 counts for nothing in the verdict",
-        share=median([ratio["median"] for ratio in fair.values()] or [0.0]) / CLAIMED_SPEED,
-        share_low=min([ratio["median"] for ratio in fair.values()] or [0.0]) / CLAIMED_SPEED,
-        share_high=max([ratio["median"] for ratio in fair.values()] or [0.0]) / CLAIMED_SPEED,
+        share=median(fair) / CLAIMED_SPEED,
+        share_low=min(fair) / CLAIMED_SPEED,
+        share_high=max(fair) / CLAIMED_SPEED,
         values={where: ratio["median"] for where, ratio in ratios.items()},
     )
 

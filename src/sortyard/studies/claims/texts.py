@@ -1,7 +1,7 @@
 """The texts that the ledger trains and counts on: some of each source, and other documents held out."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sortyard.data.reading import read_texts
@@ -52,22 +52,23 @@ def _write_source(name: str, path: str, *, folder: Path, characters: int) -> Non
     log = SkipLog()
     documents = (row.text for row in read_texts(path, on_skip=log.add))
     openings = (document[:HELD_OUT_OF_ONE] for document in documents)
-    _take(_pieces(openings), characters=HELD_OUT_CHARACTERS, path=folder / "held-out" / f"{name}.jsonl")
-    taken = _take(_pieces(documents), characters=characters, path=folder / "corpus" / f"{name}.jsonl")
+    take(pieces(openings), characters=HELD_OUT_CHARACTERS, path=folder / "held-out" / f"{name}.jsonl")
+    taken = take(pieces(documents), characters=characters, path=folder / "corpus" / f"{name}.jsonl")
     if not taken:
         raise InputError(
             f"{path}: has too little text; {HELD_OUT_CHARACTERS:,} characters are held out, and as many more are needed"
         )
 
 
-def _pieces(documents: Iterator[str]) -> Iterator[str]:
+def pieces(documents: Iterable[str]) -> Iterator[str]:
+    """Cut long documents into pieces."""
     for text in documents:
         for start in range(0, len(text), PIECE):
             yield text[start : start + PIECE]
 
 
-def _take(texts: Iterator[str], *, characters: int, path: Path) -> int:
-    """Write texts until there are enough characters, or none is left; return how many were written."""
+def take(texts: Iterator[str], *, characters: int, path: Path) -> int:
+    """Write texts as JSON lines until there are enough characters, or none is left; return how many were written."""
     taken = 0
     with path.open("w", encoding="utf-8") as file:
         while taken < characters and (text := next(texts, None)) is not None:
