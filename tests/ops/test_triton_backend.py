@@ -6,8 +6,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,8 @@ if DEVICE == "cpu":
 pytest.importorskip("triton", reason="triton is not installed")
 
 from sortyard.ops import BucketSpec, bucket_attention, bucket_relation, make_segments
-from sortyard.ops.bucket_attention.groups import make_groups
+from sortyard.ops.bucket_attention import groups
+from sortyard.ops.bucket_attention.groups import _group_key, make_groups
 from sortyard.ops.bucket_attention.reference import attend_relation
 from sortyard.ops.bucket_attention.triton_backend import is_available, triton_choose, triton_tree_attention
 from sortyard.ops.bucket_attention.triton_backend import tree as launches
@@ -169,6 +172,32 @@ def layouts(length: int) -> dict[str, dict[str, Tensor]]:
 @pytest.mark.parametrize(("layout", "causal"), [("padding-and-marked-globals", False), ("packing-with-holes", True)])
 def test_padding_and_packing(layout: str, causal: bool) -> None:
     assert_agrees(draw(80, batch=2, dtype=torch.float32), SPEC, atol=1e-5, causal=causal, **layouts(80)[layout])
+
+
+@BOTH
+@pytest.mark.parametrize("backend", ["triton", "cpu"])
+def test_the_wider_groups_of_a_gpu_change_no_sequence(
+    backend: str, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_on_a_gpu(*args: Any, on_cpu: bool, **options: Any) -> Hashable:
+        return _group_key(*args, on_cpu=False, **options)
+
+    monkeypatch.setattr(groups, "_group_key", as_on_a_gpu)
+    bounds = torch.tensor(
+        [0, 5, 24, 54, 86, 119, 160, 224, 240], device=DEVICE
+    )  # of one tree depth: 30 to 32, 33 to 64
+    inputs = draw(240, heads=2)
+    segments = make_segments(1, 240, cu_seqlens=bounds, device=DEVICE)
+    found = list(make_groups(segments, SPEC, causal=causal, global_tokens=None))
+    assert causal or len(found) == 3
+    packed = gradients(bucket_attention(*inputs, SPEC, causal=causal, cu_seqlens=bounds, backend=backend), inputs)
+    weight = torch.randn(packed[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    for first, last in pairwise(bounds.tolist()):
+        alone = tuple(x[:, :, first:last].detach().requires_grad_() for x in inputs)
+        out = bucket_attention(*alone, SPEC, causal=causal, backend=backend)
+        grads = torch.autograd.grad((out * weight[:, :, first:last]).sum(), alone)
+        for mine, theirs in zip(packed, (out, *grads), strict=True):
+            torch.testing.assert_close(mine[:, :, first:last], theirs, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("width", [20, 32, 64, 128])

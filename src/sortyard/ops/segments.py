@@ -16,17 +16,19 @@ class Segments:
         batch_size: Rows B.
         length: Positions T of a row.
         lengths: Real tokens of each sequence, as host integers; sequences with none are left out.
+        counts: The same on the device, for graphs that are compiled once for batches of all lengths.
         token_index: Flattened index b * T + t of the real tokens, sequence after sequence, in order.
         ids: Number of the sequence a position belongs to; -1 at pads.
         positions: Rank of a position among its sequence's real tokens; 0 at pads.
         is_trivial: Every row is one sequence without pads.
-        is_traced: Made while a graph is traced, where nothing can come to the host: `lengths` and `token_index` are
-            empty, and `is_trivial` is False. Operators that need them rebuild the segments with `restore_segments`.
+        is_traced: Made while a graph is traced, where nothing can come to the host: `lengths`, `counts` and
+            `token_index` are empty, and `is_trivial` is False. Operators that need them rebuild the segments with `restore_segments`.
     """
 
     batch_size: int
     length: int
     lengths: tuple[int, ...]
+    counts: Int[Tensor, " S"]
     token_index: Int[Tensor, " real"]
     ids: Int[Tensor, "B T"]
     positions: Int[Tensor, "B T"]
@@ -36,7 +38,7 @@ class Segments:
     @property
     def num_tokens(self) -> int:
         """Real tokens of the batch; in a traced graph all positions, as nobody knows."""
-        return self.batch_size * self.length if self.is_traced else sum(self.lengths)
+        return self.batch_size * self.length if self.is_traced else len(self.token_index)
 
 
 def make_segments(
@@ -88,7 +90,8 @@ def make_segments(
     ids = torch.where(real, numbers[ids], -1).view(batch_size, length)
     positions = torch.where(real, positions, 0).view(batch_size, length)
     if torch.compiler.is_compiling():
-        return Segments(batch_size, length, (), index[:0], ids, positions, is_trivial=False, is_traced=True)
+        nothing = index[:0]
+        return Segments(batch_size, length, (), nothing, nothing, ids, positions, is_trivial=False, is_traced=True)
     return restore_segments(ids, positions)
 
 
@@ -105,8 +108,10 @@ def restore_segments(ids: Int[Tensor, "B T"], positions: Int[Tensor, "B T"]) -> 
     batch_size, length = ids.shape
     real = ids.flatten() >= 0
     token_index = real.nonzero()[:, 0]
-    lengths = tuple(torch.bincount(ids.flatten()[token_index]).tolist())
-    return Segments(batch_size, length, lengths, token_index, ids, positions, lengths == (length,) * batch_size)
+    counts = torch.bincount(ids.flatten()[token_index])
+    lengths = tuple(counts.tolist())
+    is_trivial = lengths == (length,) * batch_size
+    return Segments(batch_size, length, lengths, counts, token_index, ids, positions, is_trivial)
 
 
 def find_segments(

@@ -1,7 +1,7 @@
 """Sequences of one shape side by side: out of the batch, and back into it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -73,12 +73,25 @@ def make_groups(
     expected = (segments.batch_size, segments.length)
     if global_tokens is not None and tuple(global_tokens.shape) != expected:
         raise ValueError(f"global_tokens has shape {tuple(global_tokens.shape)}; it must be [B, T] = {expected}")
-    members: dict[tuple[TreeShape | RoundsShape | None, int], list[int]] = {}
+    on_cpu = segments.token_index.device.type == "cpu"
+    members: dict[Hashable, list[int]] = {}
     for number, length in enumerate(segments.lengths):
-        shape = resolve_shape(spec, length, causal)
-        members.setdefault((shape, length.bit_length() if shape is None else 0), []).append(number)
-    for (shape, _), numbers in members.items():
-        yield _make_group(segments, spec, shape, numbers, global_tokens)
+        key = _group_key(resolve_shape(spec, length, causal), length, causal=causal, on_cpu=on_cpu)
+        members.setdefault(key, []).append(number)
+    for numbers in members.values():
+        longest = max(segments.lengths[number] for number in numbers)
+        yield _make_group(segments, spec, resolve_shape(spec, longest, causal), numbers, global_tokens)
+
+
+def _group_key(shape: TreeShape | RoundsShape | None, length: int, *, causal: bool, on_cpu: bool) -> Hashable:
+    """What sequences of one group have in common.
+
+    A CPU's time is in arithmetic, of which padding is a part; a GPU's is in launches, so there are fewer groups there:
+    trees as deep as each other, whatever their leaves hold, and all sequences without buckets.
+    """
+    if on_cpu:
+        return shape, length.bit_length() if shape is None else 0
+    return replace(shape, bucket_size=0) if isinstance(shape, TreeShape) and not causal else shape
 
 
 def _make_group(

@@ -14,7 +14,7 @@ from sortyard.ops.bucket_attention.triton_backend.column_kernels import (
     near_columns,
     outside_near,
 )
-from sortyard.ops.bucket_attention.triton_backend.row_kernels import load_rows, store_rows
+from sortyard.ops.bucket_attention.triton_backend.row_kernels import BY_LENGTH, load_rows, store_rows
 
 
 @triton.jit
@@ -70,7 +70,7 @@ def _log_counts(size, hidden, WIDE: tl.constexpr):
     return tl.log2(tl.maximum(counts, 1.0)), counts > 0.5
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_LENGTH)
 @no_type_check
 def attend_forward(
     q, k, v, key_means, value_means, order, leaf_of, choice, far_heights, globals_at, lengths, plan, out, lse,
@@ -154,7 +154,7 @@ def _gradients(
     return tl.dot(logit_grads, keys.to(DOT), query_grads, input_precision="tf32x3", out_dtype=WIDE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_LENGTH)
 @no_type_check
 def attend_backward(
     q, k, v, key_means, value_means, order, leaf_of, choice, far_heights, globals_at, lengths, plan, out, lse,

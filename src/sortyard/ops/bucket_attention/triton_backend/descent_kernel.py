@@ -5,7 +5,7 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from sortyard.ops.bucket_attention.triton_backend.row_kernels import load_rows
+from sortyard.ops.bucket_attention.triton_backend.row_kernels import BY_LENGTH, load_rows
 from sortyard.ops.bucket_attention.triton_backend.spread_kernels import least_spread
 
 
@@ -44,7 +44,7 @@ def _ranks(node, score, lane):
     return tl.sum(is_better.to(tl.int32), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_LENGTH)
 @no_type_check
 def choose_nodes(
     queries, means, spreads, lengths, plan, choice, q_s, q_h, q_n, H, chunk, bucket, heights, num_nodes, near, columns,

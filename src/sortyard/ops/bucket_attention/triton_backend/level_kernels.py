@@ -6,11 +6,11 @@ import triton
 import triton.language as tl
 
 from sortyard.ops.bucket_attention.triton_backend.moment_kernels import weigh_one
-from sortyard.ops.bucket_attention.triton_backend.row_kernels import load_rows
+from sortyard.ops.bucket_attention.triton_backend.row_kernels import BY_LENGTH, load_rows
 from sortyard.ops.bucket_attention.triton_backend.split_kernels import centred_rows, ordered_bits, unit
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_LENGTH)
 @no_type_check
 def make_pivots(keys, lengths, pivots, k_s, k_h, k_n, H, K: tl.constexpr, KP: tl.constexpr, WIDE: tl.constexpr):
     """The mean of 64 keys spread over each sequence: near the true mean, so that sums of centred keys stay small.
@@ -62,7 +62,7 @@ def _node_direction(
     return along
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_LENGTH)
 @no_type_check
 def sum_tiles(
     keys, pivots, moments, direction, lengths, order, sums_in, sums_out, k_s, k_h, k_n, n, H, level,
@@ -98,7 +98,7 @@ def sum_tiles(
     tl.store(out + 2 * KP, tl.where(dims == 0, tl.sum(total, 0), 0.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_LENGTH)
 @no_type_check
 def project_tiles(
     keys, pivots, moments, direction, lengths, order, sums_in, projection, k_s, k_h, k_n, n, H, level,
@@ -149,7 +149,7 @@ def _last_on_the_left(projection, start, end, left, BLOCK: tl.constexpr, BITS: t
     return border
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_LENGTH)
 @no_type_check
 def partition_nodes(
     projection, lengths, order_in, order_out, n, H, level, BLOCK: tl.constexpr, BITS: tl.constexpr

@@ -5,7 +5,13 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from sortyard.ops.bucket_attention.triton_backend.row_kernels import leaf_start, load_rows, node_size, store_rows
+from sortyard.ops.bucket_attention.triton_backend.row_kernels import (
+    BY_LENGTH,
+    leaf_start,
+    load_rows,
+    node_size,
+    store_rows,
+)
 from sortyard.ops.bucket_attention.triton_backend.spread_kernels import add_away, climb_spreads, store_spreads
 
 
@@ -36,7 +42,7 @@ def _climb(
     tl.store(out + tl.arange(0, KP)[None, :], sums)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_LENGTH)
 @no_type_check
 def sum_leaves(
     keys, values, order, leaf_of, lengths, plan, key_means, value_means, spreads, sums, away_out,
@@ -94,7 +100,7 @@ def sum_leaves(
         climb_spreads(away, key_sums, spreads, out, plan, 0, block, length, levels, heights, LEAVES, STEPS, KP)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_LENGTH)
 @no_type_check
 def sum_nodes(
     sums_in, away_in, sums_out, away_out, lengths, plan, key_means, value_means, spreads,
@@ -145,7 +151,7 @@ def _ancestors_share(
     return share
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_LENGTH)
 @no_type_check
 def spread_gradients(
     grads, order, lengths, plan, key_grads, value_grads,

@@ -5,6 +5,8 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+from sortyard.ops.bucket_attention.triton_backend.row_kernels import BY_LENGTH
+
 
 @triton.jit
 @no_type_check
@@ -13,7 +15,7 @@ def _load_columns(queries, positions, valid, stride, columns, K: tl.constexpr):
     return tl.load(queries + at, mask=valid[:, None] & (columns < K)[None, :], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_LENGTH)
 @no_type_check
 def read_moments(
     queries, lengths, moments, q_s, q_h, q_n, H,

@@ -8,6 +8,13 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+# Arguments that follow the sequences' lengths and so change from batch to batch: a kernel is compiled once for all of
+# them, where Triton would make one for values of 1, one for multiples of 16 and one for the rest, in every combination.
+BY_LENGTH = (
+    "n", "H", "pairs", "level", "first_level", "levels", "first_height", "heights", "count", "num_nodes", "bucket",
+    "width", "chunk", "tiles", "near", "far", "columns", "num_globals", "local_window",
+)  # fmt: skip
+
 
 @triton.jit
 @no_type_check
@@ -30,9 +37,9 @@ def store_rows(base, rows, positions, valid, stride, K: tl.constexpr, KP: tl.con
 @triton.jit
 @no_type_check
 def leaf_start(leaf, length, levels, bucket, CAUSAL: tl.constexpr):
-    """Rank of a leaf's first key; blocks of positions end with the sequence."""
+    """Rank of a leaf's first key; that of a leaf behind the last one is the sequence's end."""
     leaf = leaf.to(tl.int64)
-    return tl.minimum(leaf * bucket, length) if CAUSAL else (leaf * length) >> levels
+    return tl.minimum(leaf * bucket if CAUSAL else (leaf * length) >> levels, length)
 
 
 @triton.jit

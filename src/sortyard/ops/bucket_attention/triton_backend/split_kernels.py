@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from sortyard.ops.bucket_attention.triton_backend.moment_kernels import weigh, weigh_one
-from sortyard.ops.bucket_attention.triton_backend.row_kernels import load_rows
+from sortyard.ops.bucket_attention.triton_backend.row_kernels import BY_LENGTH, load_rows
 
 
 @triton.jit
@@ -123,7 +123,7 @@ def _split_at_medians(
     tl.store(order + start[:, None] + place, positions, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BY_LENGTH)
 @no_type_check
 def split_nodes(
     keys, pivots, moments, directions, lengths, order, projection, k_s, k_h, k_n, n, H, first_level,
