@@ -195,7 +195,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
         aim, precision = objective(case), make_precision(case)
         split = parallelize(
             make_model(case), layout=layout, count_targets=aim.count_targets, autocast=precision.autocast,
-            checkpoint_activations=partial(checkpoint_activations, mode=case.checkpointing),
+            set_layers=partial(checkpoint_activations, mode=case.checkpointing),
         )  # fmt: skip
         optimizer = build_optimizer(split.stages, OptimizerOptions(lr=1e-3))
         course = Course()

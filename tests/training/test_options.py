@@ -11,12 +11,16 @@ from sortyard.training.options import LoopOptions, ScheduleOptions
     ("values", "words"),
     [
         ({}, "exactly one"),
+        (
+            {"steps": 5, "compile": True, "activation_checkpointing": "selective"},
+            "set activation_checkpointing to none",
+        ),
         ({"steps": 5, "epochs": 1.0}, "exactly one"),
         ({"steps": 5, "early_stopping_patience": 2}, "eval_every"),
         ({"steps": 0}, "greater than or equal to 1"),
         ({"steps": 5, "micro_batch": 2}, "Extra inputs"),
     ],
-    ids=["no length", "two lengths", "patience without evaluation", "no step", "unknown key"],
+    ids=["no length", "compiled and selective", "two lengths", "patience without evaluation", "no step", "unknown key"],
 )
 def test_refuses(values, words):
     with pytest.raises(ValidationError, match=words):

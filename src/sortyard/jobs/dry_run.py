@@ -179,7 +179,7 @@ def _build(model: Any, section: PretrainSection, options: ParallelOptions) -> "S
         layout=replace(layout, device=torch.device("meta")),
         count_targets=MaskedLMObjective().count_targets,
         autocast=Precision(loop.precision, device=cpu).autocast,
-        checkpoint_activations=lambda part: checkpoint_activations(
+        set_layers=lambda part: checkpoint_activations(
             part, loop.activation_checkpointing, loop.activation_checkpointing_every
         ),
     )

@@ -237,19 +237,19 @@ def parallelize(
     layout: Layout,
     count_targets: Callable[[Batch], int],
     autocast: Callable[[], AbstractContextManager[Any]],
-    checkpoint_activations: Callable[[Any], None] = lambda _: None,
+    set_layers: Callable[[Any], None] = lambda _: None,
 ) -> SplitModel:
     """Cut a whole model to what this process holds; every process calls this with the same model.
 
-    The order: stages, experts, widths, recomputation, device, then data parallelism around the rest. Nothing in the
-    model's own code knows of it.
+    The order: stages, experts, widths, recomputation and compilation, device, then data parallelism around the rest.
+    Nothing in the model's own code knows of it.
 
     Args:
         model: a head of sortyard.model with the weights to start from; it is used up.
         layout: the processes.
         count_targets: of a batch.
         autocast: the context of a forward pass.
-        checkpoint_activations: makes a part of the model recompute activations.
+        set_layers: makes the layers of a part of the model recompute activations, or compiles them.
     """
     options = layout.options
     indices = stages_of(options, rank=layout.stage_rank)
@@ -267,7 +267,7 @@ def parallelize(
             balance_over(part, group=layout.data)
         if index > 0 and TIED in placements:
             placements[TIED] = replace(placements[TIED], is_repeated=True)
-        checkpoint_activations(part)
+        set_layers(part)
         part.to(layout.device).train()
         stage = Stage(
             part,

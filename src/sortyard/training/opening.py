@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sortyard.objectives.total import Objective
 from sortyard.parallel.activation_checkpointing import checkpoint_activations
+from sortyard.parallel.compiling import compile_layers
 from sortyard.parallel.mesh import Layout, is_one_of_many
 from sortyard.parallel.options import ParallelOptions
 from sortyard.training.checkpoint import CheckpointStore
@@ -65,7 +66,7 @@ def open_session(
     if not is_one_of_many():
         model.to(device)
         model.train()
-        _checkpoint_activations(model, loop)
+        _set_layers(model, loop)
         return Session(
             model,
             optimizer=build_optimizer(model, optimizer),
@@ -90,7 +91,7 @@ def open_session(
         layout=layout,
         count_targets=objective.count_targets,
         autocast=precision.autocast,
-        checkpoint_activations=lambda part: _checkpoint_activations(part, loop),
+        set_layers=lambda part: _set_layers(part, loop),
     )
     return SplitSession(
         model,
@@ -135,8 +136,10 @@ def make_stepper(
     return SplitStepper(session.split, count_targets=objective.count_targets, **settings)
 
 
-def _checkpoint_activations(model: Any, loop: LoopOptions) -> None:
+def _set_layers(model: Any, loop: LoopOptions) -> None:
     checkpoint_activations(model, loop.activation_checkpointing, loop.activation_checkpointing_every)
+    if loop.compile:
+        compile_layers(model)
 
 
 def open_recorder(

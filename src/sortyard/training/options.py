@@ -59,6 +59,9 @@ class LoopOptions(Options):
     activation_checkpointing_every: int = Field(
         1, ge=1, le=10**4, description="checkpoint every so many-th layer, the first among them; 1 = all"
     )
+    compile: bool = Field(
+        False, description="compile the layers with torch.compile: minutes at the first step, faster steps on a GPU"
+    )
     max_grad_norm: float = Field(1.0, ge=0, le=1e6, description="largest gradient norm; 0 = no clipping")
     log_every: int = Field(10, ge=1, le=10**6, description="steps between two lines of metrics.jsonl")
     eval_every: int = Field(0, ge=0, le=10**9, description="steps between two evaluations; 0 = only at the end")
@@ -87,6 +90,15 @@ class LoopOptions(Options):
         if isinstance(value, bool):
             return "full" if value else "none"
         return "none" if value == "off" else value
+
+    @model_validator(mode="after")
+    def _can_compile(self) -> Self:
+        if self.compile and self.activation_checkpointing == "selective":
+            raise ValueError(
+                "compile is true and activation_checkpointing is selective, which chooses by operators that a compiled "
+                "layer no longer has: set activation_checkpointing to none or full, or compile to false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _length_is_clear(self) -> Self:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from sortyard.errors import InputError
+from sortyard.parallel.compiling import release_layers
 from sortyard.parallel.mesh import is_one_of_many
 from sortyard.parallel.watch import NoWatch
 from sortyard.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
@@ -147,6 +148,7 @@ class Session:
         Does the same again, and writes nothing, for a run that ended before.
         """
         self.store.wait()
+        release_layers(self.model)  # whoever looks into the trained model sees its parts
         best = self.state.best_step
         checkpoint = self.store.load(best) if keep_best and best not in (0, self.state.step) else None
         if checkpoint is not None:

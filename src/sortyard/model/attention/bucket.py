@@ -16,10 +16,15 @@ class BucketCore(nn.Module):
         super().__init__()
         self.causal = causal
         self._specs = {device: options.to_spec(device=device) for device in ("cpu", "cuda")}
+        self._attend = bucket_attention
 
     def spec_on(self, device: torch.device) -> BucketSpec:
         """The settings on a device."""
         return self._specs["cpu" if device.type == "cpu" else "cuda"]
+
+    def stay_out_of_graphs(self, stays: bool) -> None:
+        """Run between the graphs of a compiled layer, as kernels of its own, whose launches follow the lengths."""
+        self._attend = torch.compiler.disable(bucket_attention) if stays else bucket_attention
 
     def forward(
         self,
@@ -32,7 +37,8 @@ class BucketCore(nn.Module):
         global_tokens: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B H T K"]:
         """Attend; zeros at pads."""
-        return bucket_attention(
+        attend = bucket_attention if segments.is_traced else self._attend
+        return attend(
             q,
             k,
             v,

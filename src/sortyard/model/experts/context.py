@@ -104,9 +104,9 @@ def _sequence_means(hidden: Float[Tensor, "B T D"], segments: Segments) -> Float
     precise = _precise(hidden)
     if segments.is_trivial:
         return precise.mean(dim=1)
-    lengths = torch.tensor(segments.lengths, dtype=precise.dtype, device=precise.device)
-    sums = precise.new_zeros(len(segments.lengths), hidden.shape[2])
-    return sums.index_add(0, _sequence_of_token(segments), _real(precise, segments)) / lengths[:, None]
+    sums = precise.new_zeros(len(segments.counts), hidden.shape[2])
+    sums = sums.index_add(0, _sequence_of_token(segments), _real(precise, segments))
+    return sums / segments.counts.to(precise.dtype)[:, None]
 
 
 def _scan_real(
