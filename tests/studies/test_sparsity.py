@@ -124,6 +124,7 @@ def plan(**changes: object) -> SparsityPlan:
         "model": "/somewhere/run", "texts": ("/somewhere/a.jsonl",), "task_data": "", "label_column": "label",
         "lengths": (64,), "task_lengths": (64,), "sparsities": (0.5, 0.95), "selections": ("tree", "local"),
         "adapt_steps": 2, "task_steps": 2, "seeds": 2, "minutes": float("inf"), "jobs": 1, "threads": 1,
+        "device": "cpu",
     }  # fmt: skip
     return SparsityPlan(**usual | changes)  # type: ignore[arg-type]
 

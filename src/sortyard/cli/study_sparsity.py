@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from sortyard.cli.bench_values import Fresh, Out, read_lengths, read_words, show_result
+from sortyard.cli.bench_values import Device, Fresh, Out, check_device, read_lengths, read_words, show_result
 from sortyard.cli.output import Output, verb
 from sortyard.errors import InputError
 
@@ -47,6 +47,7 @@ def sparsity(
     ] = MINUTES,
     jobs: Annotated[int, typer.Option("--jobs", min=1, max=64, help="Processes at once.")] = 1,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of each.")] = 1,
+    device: Device = "cpu",
     out: Out = None,
     fresh: Fresh = False,
     *,
@@ -57,17 +58,19 @@ def sparsity(
         raise InputError("--data: is missing; give a file or folder with documents as long as --lengths")
     lengths_, sparsities_ = _lengths("--lengths", lengths), _shares(sparsities)
     from sortyard.studies.bench.results import result_folder
-    from sortyard.studies.sparsity.cores import SELECTIONS
+    from sortyard.studies.sparsity.cores import POSITIONS, SELECTIONS  # POSITIONS is made on the CPU only
     from sortyard.studies.sparsity.plan import SparsityPlan
     from sortyard.studies.sparsity.study import run_sparsity
 
-    known = tuple(SELECTIONS)
+    known = tuple(SELECTIONS) if device == "cpu" else tuple(name for name in SELECTIONS if name != POSITIONS)
+    check_device(device)
     chosen = known if selections is None else read_words("--selections", selections, known=known)
     plan = SparsityPlan(
         model=model, texts=tuple(data), task_data=task_data or "", label_column=label_column, lengths=lengths_,
         task_lengths=lengths_ if text_length is None else _lengths("--text-length", text_length),
         sparsities=sparsities_, selections=tuple(name for name in known if name in chosen), adapt_steps=adapt_steps,
         task_steps=task_steps, seeds=seeds, minutes=minutes or float("inf"), jobs=jobs, threads=threads,
+        device=device,
     )  # fmt: skip
     folder = result_folder(out)
     result, text = run_sparsity(plan, folder=folder, fresh=fresh, say=output.say)

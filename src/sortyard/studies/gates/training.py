@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from sortyard.data.collate import Batch
 from sortyard.evaluation.cost import forward_flops_per_token, head_flops_per_target, parameter_counts
 from sortyard.objectives.total import Objective
@@ -97,7 +95,7 @@ def take_steps(
         model=model,
         objective=objective,
         optimizer=build_optimizer(model, optimizer),
-        precision=Precision("fp32", device=torch.device("cpu")),
+        precision=Precision("fp32", device=next(model.parameters()).device),
         max_grad_norm=MAX_GRAD_NORM,
         lr=lambda step: optimizer.lr * lr_factor(step, total_steps, SCHEDULE),
         seed=seed,

@@ -132,12 +132,12 @@ class _Masked(_Core):
         self.selection, self.keys, self.layer = selection, keys, layer
         self._masks: dict[int, ByMask] = {}
 
-    def mask(self, length: int) -> ByMask:
-        """The mask of a length."""
+    def mask(self, length: int, device: torch.device) -> ByMask:
+        """The mask of a length, on the device that it is first asked for."""
         if length not in self._masks:
             found = make_selection(self.selection, DEFAULT, length=length, keys=self.keys, seed=self.layer)
             assert isinstance(found, ByMask)
-            self._masks[length] = found
+            self._masks[length] = replace(found, mask=found.mask.to(device))
         return self._masks[length]
 
     def forward(
@@ -145,7 +145,7 @@ class _Masked(_Core):
         global_tokens: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B H T K"]:  # fmt: skip
         del segments, dropout_p, global_tokens
-        return self.mask(q.shape[2]).attend(q, k, v)
+        return self.mask(q.shape[2], q.device).attend(q, k, v)
 
 
 def make_core(setting: Setting, *, layer: int) -> _Core:
@@ -186,7 +186,7 @@ def layer_sparsity(setting: Setting, q: Float[Tensor, "1 H T K"], k: Float[Tenso
         return 0.0
     if setting.spec is None:
         core = _Masked(setting.selection, keys=setting.keys, layer=layer)
-        return 1 - core.mask(length).pairs(q, k)[1] / length
+        return 1 - core.mask(length, q.device).pairs(q, k)[1] / length
     if setting.selection == POSITIONS:
         relation = position_relation(q, k, setting.spec, marked=_first_token(length))
     else:

@@ -45,6 +45,7 @@ class Workbench:
         tasks: Labelled passages by length.
         adapt_steps: Steps of fine-tuning on text.
         task_steps: Steps of fine-tuning on the task.
+        device: Where models are trained and scored; settings are found on the CPU.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Workbench:
     tasks: Mapping[int, LabelledText]
     adapt_steps: int
     task_steps: int
+    device: str
 
     def data(self, cell: Cell) -> str:
         """A digest of what a cell reads, as cells are only compared over the same."""
@@ -114,7 +116,8 @@ def _language_model_score(cell: Cell, setting: Setting, bench: Workbench) -> Jso
 
 
 def _masked_lm(bench: Workbench) -> Any:
-    return SortyardForMaskedLM.from_pretrained(bench.model, dtype=torch.float32, use_safetensors=True)
+    model = SortyardForMaskedLM.from_pretrained(bench.model, dtype=torch.float32, use_safetensors=True)
+    return model.to(bench.device)
 
 
 def _held_out(length: int, bench: Workbench, *, rows_at_once: int) -> list[Batch]:
@@ -128,7 +131,7 @@ def _held_out(length: int, bench: Workbench, *, rows_at_once: int) -> list[Batch
 
 def _task_accuracy(cell: Cell, setting: Setting, bench: Workbench) -> float:
     task = bench.tasks[cell.length]
-    model = _classifier(bench.model, num_labels=len(task.labels), seed=cell.seed)
+    model = _classifier(bench.model, num_labels=len(task.labels), seed=cell.seed).to(bench.device)
     swap_attention(model, setting)
     ids, labels = task.training
     rows = min(len(ids), max(1, TASK_TOKENS // cell.length))
@@ -160,7 +163,7 @@ def _classifier(folder: str, *, num_labels: int, seed: int) -> Any:
 @torch.inference_mode()
 def _accuracy(model: Any, ids: torch.Tensor, labels: torch.Tensor, *, rows_at_once: int) -> float:
     model.eval()
-    chosen = [model(input_ids=rows).logits.argmax(-1) for rows in torch.split(ids, rows_at_once)]
+    chosen = [model(input_ids=rows.to(model.device)).logits.argmax(-1).cpu() for rows in torch.split(ids, rows_at_once)]
     return float((torch.cat(chosen) == labels).float().mean())
 
 

@@ -50,6 +50,7 @@ class SparsityPlan:
         minutes: Time for the whole; infinite = no end.
         jobs: Processes at once.
         threads: Threads of each.
+        device: Where models are trained and scored.
     """
 
     model: str
@@ -66,6 +67,7 @@ class SparsityPlan:
     minutes: float
     jobs: int
     threads: int
+    device: str
 
     def command(self) -> str:
         """Return the command line that asks for this plan, without folders of this machine."""
@@ -77,6 +79,7 @@ class SparsityPlan:
             words += [f"--task-data {Path(self.task_data).name} --label-column {self.label_column}"]
             words += [f"--text-length {_listed(self.task_lengths)} --task-steps {self.task_steps}"]
         words += [f"--minutes {self.minutes:g}"] if self.minutes != float("inf") else []
+        words += [f"--device {self.device}"] if self.device != "cpu" else []
         return " ".join(["sortyard study sparsity", *words, f"--jobs {self.jobs}"])
 
     def settings_wanted(self) -> list[Cell]:

@@ -27,19 +27,19 @@ _WINDOW_SHARE, _WIDEST = 8, 16
 
 @torch.no_grad()
 def capture_projections(model: Any, ids: Int[Tensor, "1 T"]) -> list[tuple[Tensor, Tensor]]:
-    """Run a model over one sequence and keep every layer's queries and keys, of a few heads that change by layer."""
+    """Run a model over one sequence and keep each layer's queries and keys of a few heads, on the CPU."""
     found: list[tuple[Tensor, Tensor]] = []
 
     def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden"]
         q, k, _ = module.projections(hidden, kwargs["positions"])
         heads = [(len(found) * _HEADS_LOOKED_AT + n) % q.shape[1] for n in range(min(_HEADS_LOOKED_AT, q.shape[1]))]
-        found.append((q[:, heads], k[:, heads]))
+        found.append((q[:, heads].cpu(), k[:, heads].cpu()))
 
     handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in attention_layers(model)]
     model.eval()
     try:
-        model(input_ids=ids)
+        model(input_ids=ids.to(model.device))
     finally:
         for handle in handles:
             handle.remove()

@@ -69,7 +69,7 @@ def run_sparsity(plan: SparsityPlan, *, folder: Path, fresh: bool, say: Say) -> 
     place = find_model(plan.model)
     bench = _workbench(plan, place=place, say=say)
     begun = new_result(
-        "sparsity", what=WHAT, command=plan.command(), seed=SPLIT_SEED, threads=plan.threads, device="cpu",
+        "sparsity", what=WHAT, command=plan.command(), seed=SPLIT_SEED, threads=plan.threads, device=plan.device,
         settings=_settings(plan, place=place), sources=MEASURED,
     )  # fmt: skip
     result = resume_result(begun, folder=folder, fresh=fresh)
@@ -114,7 +114,9 @@ def _workbench(plan: SparsityPlan, *, place: str, say: Say) -> Workbench:
     for length, task in tasks.items():
         counts = f"{len(task.training[0])} passages to train on, {len(task.held_out[0])} of {task.split} held out"
         say(f"{length:,} tokens: {len(task.labels)} labels, {counts}")
-    return Workbench(place, Vocabulary.of(start.tokenizer), texts, tasks, plan.adapt_steps, plan.task_steps)
+    return Workbench(
+        place, Vocabulary.of(start.tokenizer), texts, tasks, plan.adapt_steps, plan.task_steps, plan.device
+    )
 
 
 def _settings(plan: SparsityPlan, *, place: str) -> Json:
