@@ -1,6 +1,7 @@
 """Expert backends on a GPU: errors there, then time against the dense layer and transformers' grouped experts.
 
-Run on a machine with a GPU: python benchmarks/device_experts.py [--out FILE]   (under 10 minutes, no network)
+Run on a machine with a GPU: python benchmarks/device_experts.py [--out FILE] [--parts parity timing compiled]
+[--minutes 9]   (no network; a part that is not asked for keeps what the file says of it)
 Run anywhere, small and slow: python benchmarks/device_experts.py --interpret --out FILE
 Writes benchmarks/results/device_experts.json unless told otherwise; exit status 1 where an error is off.
 """
@@ -39,12 +40,13 @@ from sortyard.studies.bench.runner import alternate, ratio_of
 from sortyard.training.environment import describe_environment
 
 DEVICE = "cpu" if INTERPRET else "cuda"
-DEADLINE = time.monotonic() + 540
+STARTED = time.monotonic()
 SEED = 0
 WIDTH, INNER = (32, 64) if INTERPRET else (768, 3072)
 EXPERTS = ((4, 2),) if INTERPRET else ((8, 2), (64, 8))
-TOKENS = {48: 1} if INTERPRET else {512: 15, 2048: 15, 4096: 15, 16_384: 15, 65_536: 9}  # repetitions
-DIRECTIONS = ("forward", "forward+backward")
+TOKENS = {48: 1} if INTERPRET else {16_384: 9, 65_536: 5, 4096: 9, 512: 9, 2048: 9}  # repetitions
+DIRECTIONS = ("forward+backward", "forward")
+PARTS = ("parity", "timing", "compiled")
 PARITY_TOKENS = (1, 37) if INTERPRET else (1, 63, 1000, 5003)
 PARITY_DTYPES = (torch.bfloat16, torch.float32) if INTERPRET else (torch.bfloat16, torch.float16, torch.float32)
 PARITY_LOADS = ("even", "one_expert", "empty_experts")
@@ -56,30 +58,38 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--interpret", action="store_true", help="run small, on a CPU, under Triton's interpreter")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "device_experts.json")
-    path: Path = parser.parse_args().out
-    found = describe()
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing that may end after this time")
+    args = parser.parse_args()
+    path: Path = args.out
+    may_begin = partial(has_time, minutes=args.minutes)
+    before = json.loads(path.read_text()) if path.exists() else {}
+    found = describe() | {part: before[part] for part in PARTS if part in before and part not in args.parts}
     if DEVICE == "cuda":
         # The truth is float32 without the tensor cores' shortened products.
         torch.backends.cuda.matmul.allow_tf32 = False
-    found["parity"] = [
-        check_parity(backend, tokens, dtype, load=load, gated=gated, bias=bias)
-        for backend, tokens, dtype, load, (gated, bias) in product(
-            WANTED, PARITY_TOKENS, PARITY_DTYPES, PARITY_LOADS, ((False, False), (True, True))
-        )
-        if has_time(f"parity {backend} {tokens} {dtype} {load}", 60)
-    ]
-    save(path, found)
-    found["timing"] = {}
-    for (num_experts, per_tok), direction, tokens in product(EXPERTS, DIRECTIONS, TOKENS):
+    if "parity" in args.parts:
+        found["parity"] = [
+            check_parity(backend, tokens, dtype, load=load, gated=gated, bias=bias)
+            for dtype, (gated, bias), backend, tokens, load in product(
+                PARITY_DTYPES, ((True, True), (False, False)), WANTED, PARITY_TOKENS, PARITY_LOADS
+            )
+            if may_begin(f"parity {backend} {tokens} {dtype} {load}", 5)
+        ]
+        save(path, found)
+    times = [part for part in PARTS[1:] if part in args.parts]
+    found |= {part: {} for part in times}
+    for part, tokens, direction, (num_experts, per_tok) in product(times, TOKENS, DIRECTIONS, EXPERTS):
         case = ExpertCase(
             length=tokens, dtype="bf16", direction=direction, num_experts=num_experts, num_experts_per_tok=per_tok,
             hidden_size=WIDTH, intermediate_size=INNER, seed=SEED, device=DEVICE,
         )  # fmt: skip
-        if has_time(f"timing {case.key}", 60):
-            found["timing"][case.key] = measure(case, TOKENS[tokens])
+        if may_begin(f"{part} {case.key}", 10):
+            found[part][case.key] = measure(case, TOKENS[tokens], compiled=part == "compiled")
             save(path, found)
-    print_table(found["timing"])
-    return 0 if all(case["passes"] for case in found["parity"]) else 1
+    for part in PARTS[1:]:
+        print_table(found.get(part, {}))
+    return 0 if all(case["passes"] for case in found.get("parity", [])) else 1
 
 
 def describe() -> dict[str, Any]:
@@ -98,9 +108,9 @@ def describe() -> dict[str, Any]:
     }
 
 
-def has_time(what: str, seconds: float) -> bool:
+def has_time(what: str, seconds: float, *, minutes: float) -> bool:
     """Whether a part may still begin; says so where not. The interpreter has no deadline."""
-    if INTERPRET or time.monotonic() + seconds < DEADLINE:
+    if INTERPRET or time.monotonic() - STARTED + seconds < 60 * minutes:
         return True
     print(f"left out, the time is over: {what}", flush=True)
     return False
@@ -176,17 +186,20 @@ def draw_tokens(tokens: int, num_experts: int, dtype: torch.dtype, *, load: str)
     return x, logits.sigmoid().clamp_min(1e-6).to(DEVICE), gradient
 
 
-def measure(case: ExpertCase, repetitions: int) -> dict[str, Any]:
+def measure(case: ExpertCase, repetitions: int, *, compiled: bool) -> dict[str, Any]:
     """Median seconds of every side, alternated, how many times dense's they are, and the memory each needs."""
     inputs = make_inputs(case)
-    calls = {name: make_call(side.work(inputs, case), direction=case.direction) for name, side in sides(case).items()}
+    calls = {
+        name: make_call(side.work(inputs, case), direction=case.direction)
+        for name, side in sides(case, compiled).items()
+    }
     for name in list(calls):
         try:
             calls[name]()
         except Exception as error:  # a side may fail in any way; the run goes on without it
             print(f"left out: {name} at {case.key}: {type(error).__name__}: {str(error)[:300]}", flush=True)
             del calls[name]
-    if case.direction == "forward":
+    if case.direction == "forward" and not compiled:
         calls |= {f"{name}-replayed": graph for name in list(calls) if (graph := record_graph(name, calls[name]))}
     runs = alternate(
         {name: partial(in_a_row, call) for name, call in calls.items()},
@@ -203,12 +216,12 @@ def measure(case: ExpertCase, repetitions: int) -> dict[str, Any]:
     return result
 
 
-def sides(case: ExpertCase) -> dict[str, ExpertSide]:
-    """Dense, ours as it chooses and by backend, compiled ones, and transformers' grouped experts."""
+def sides(case: ExpertCase, compiled: bool) -> dict[str, ExpertSide]:
+    """Dense, ours as it chooses and by backend, and transformers' grouped experts; or dense and what is compiled."""
     found = find_sides(case.device)
     names = [DENSE, OURS, *(f"{OURS}-{name}" for name in WANTED), f"{PEERS}grouped"]
-    if not INTERPRET:
-        names += [f"{DENSE}-compiled", f"{OURS}-compiled"]
+    if compiled:
+        names = [DENSE, f"{DENSE}-compiled", f"{OURS}-compiled"]
     return {name: found[name] for name in names if name in found}
 
 
