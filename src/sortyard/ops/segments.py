@@ -22,7 +22,8 @@ class Segments:
         positions: Rank of a position among its sequence's real tokens; 0 at pads.
         is_trivial: Every row is one sequence without pads.
         is_traced: Made while a graph is traced, where nothing can come to the host: `lengths`, `counts` and
-            `token_index` are empty, and `is_trivial` is False. Operators that need them rebuild the segments with `restore_segments`.
+            `token_index` are empty, and `is_trivial` is False. Operators that need them rebuild the segments with
+            `restore_segments`.
     """
 
     batch_size: int

@@ -3,8 +3,6 @@
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sortyard.model.attention.bucket import BucketCore
-
 
 def compile_layers(model: nn.Module) -> None:
     """Let torch.compile make kernels for a model's layers, at their first step and at each new kind of shape.
@@ -16,8 +14,7 @@ def compile_layers(model: nn.Module) -> None:
         model: a model of transformers or of this library, or a part of one; it computes the same up to rounding.
     """
     for module in model.modules():
-        if isinstance(module, BucketCore):
-            module.stay_out_of_graphs(True)
+        _keep_out(module, True)
         if isinstance(module, GradientCheckpointingLayer):
             module.compile()
 
@@ -25,7 +22,13 @@ def compile_layers(model: nn.Module) -> None:
 def release_layers(model: nn.Module) -> None:
     """Undo `compile_layers`, so that hooks on a layer's parts are called again; does nothing to other models."""
     for module in model.modules():
-        if isinstance(module, BucketCore):
-            module.stay_out_of_graphs(False)
+        _keep_out(module, False)
         if isinstance(module, GradientCheckpointingLayer):
             module._compiled_call_impl = None
+
+
+def _keep_out(module: nn.Module, stays: bool) -> None:
+    """Tell a module that knows what to do about it whether it stays out of graphs."""
+    tell = getattr(module, "stay_out_of_graphs", None)
+    if tell is not None:
+        tell(stays)
