@@ -4,8 +4,7 @@ from typing import Any
 
 import torch
 
-from sortyard.errors import InputError
-from sortyard.ops.bucket_attention.compiled.library import BuildError, find_compiler
+from sortyard.parallel.compiling import check_compiler
 
 
 def compile_model(model: Any) -> Any:
@@ -24,9 +23,5 @@ def compile_model(model: Any) -> Any:
     Raises:
         InputError: the model is on the processor, and there is no C++ compiler.
     """
-    if model.device.type == "cpu":
-        try:
-            find_compiler()
-        except BuildError as error:
-            raise InputError(f"the model cannot be compiled: {error}") from error
+    check_compiler(model.device)
     return torch.compile(model, dynamic=True)

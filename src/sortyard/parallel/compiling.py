@@ -1,7 +1,27 @@
 """Compiled training: each layer becomes a graph of its own, which layers of one kind share."""
 
+import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from sortyard.errors import InputError
+from sortyard.ops.bucket_attention.compiled.library import BuildError, find_compiler
+
+
+def check_compiler(device: torch.device) -> None:
+    """Look for what torch.compile needs besides torch.
+
+    Args:
+        device: where the model is to run.
+
+    Raises:
+        InputError: it is the processor, and there is no C++ compiler.
+    """
+    if device.type == "cpu":
+        try:
+            find_compiler()
+        except BuildError as error:
+            raise InputError(f"the model cannot be compiled: {error}") from error
 
 
 def compile_layers(model: nn.Module) -> None:

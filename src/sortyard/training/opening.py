@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sortyard.objectives.total import Objective
 from sortyard.parallel.activation_checkpointing import checkpoint_activations
-from sortyard.parallel.compiling import compile_layers
+from sortyard.parallel.compiling import check_compiler, compile_layers
 from sortyard.parallel.mesh import Layout, is_one_of_many
 from sortyard.parallel.options import ParallelOptions
 from sortyard.training.checkpoint import CheckpointStore
@@ -54,9 +54,11 @@ def open_session(
         parallel: the layout of several processes.
 
     Raises:
-        InputError: the device is not there, or the layout does not fit the processes or the model.
+        InputError: the device is not there, it cannot compile, or the layout does not fit the processes or the model.
     """
     device = prepare_device(loop)
+    if loop.compile:
+        check_compiler(device)
     precision = Precision(loop.precision, device=device)
     keep: dict[str, Any] = {
         "keep": loop.keep_checkpoints,
