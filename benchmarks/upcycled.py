@@ -216,9 +216,10 @@ def earlier_records(task: str, made_with: dict[str, Any]) -> dict[str, dict[str,
 
 
 def collect(run: Path) -> dict[str, Any]:
-    """Accuracy at the last step (never the best one), and what it cost, where all of it was noted."""
+    """Accuracy at the last step (never the best one), where it ran and what it cost, where all of it was noted."""
     return {
         "accuracy": lines_of(run, "eval")[-1]["accuracy"],
+        "device": origin(run)["environment"]["machine"]["device"],
         "processor_seconds": processor_seconds(run),
         "last_step": lines_of(run, "train")[-1],
         "scores": [json.loads(path.read_text()) for path in (run / "eval").glob("*.json")],
