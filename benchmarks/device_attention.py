@@ -1,7 +1,7 @@
 """Tree attention's Triton kernels on a GPU: choices and errors there, then time against flash SDPA and flex_attention.
 
 Run on a machine with a GPU: python benchmarks/device_attention.py [--out FILE] [--parts choice parity lengths]
-[--minutes 9]   (no network; a part that is not asked for keeps what the file says of it)
+[--minutes 9]   (no network; what the file says of another part stays, if it is of this machine and code)
 Run anywhere, small and slow: python benchmarks/device_attention.py --interpret --out FILE
 Writes benchmarks/results/device_attention.json unless told otherwise; exit status 1 where a choice or an error is off.
 """
@@ -78,8 +78,9 @@ def main() -> int:
         "shape": {"batch": 1, "heads": HEADS, "head_width": WIDTH, "dtype": str(DTYPE)},
         "environment": {key: environment[key] for key in ("versions", "python", "platform", "machine", "commit")},
         "triton": triton.__version__,
-        **{part: before[part] for part in PARTS if part in before and part not in args.parts},
     }
+    if before.get("environment") == found["environment"]:  # of another machine or other code, all of it is left behind
+        found |= {part: before[part] for part in PARTS if part in before and part not in args.parts}
     if "choice" in args.parts:
         found["choice"] = [
             check_choice(length, split=split, score=score, spec=SPEC, heads=2, width=WIDTH, device=DEVICE)

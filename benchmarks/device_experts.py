@@ -1,7 +1,7 @@
 """Expert backends on a GPU: errors there, then time against the dense layer and transformers' grouped experts.
 
 Run on a machine with a GPU: python benchmarks/device_experts.py [--out FILE] [--parts parity timing compiled]
-[--minutes 9]   (no network; a part that is not asked for keeps what the file says of it)
+[--minutes 9]   (no network; what the file says of other parts stays if it is of this machine and code)
 Run anywhere, small and slow: python benchmarks/device_experts.py --interpret --out FILE
 Writes benchmarks/results/device_experts.json unless told otherwise; exit status 1 where an error is off.
 """
@@ -64,7 +64,9 @@ def main() -> int:
     path: Path = args.out
     may_begin = partial(has_time, minutes=args.minutes)
     before = json.loads(path.read_text()) if path.exists() else {}
-    found = describe() | {part: before[part] for part in PARTS if part in before and part not in args.parts}
+    found = describe()
+    if before.get("environment") == found["environment"]:  # of another machine or other code, all of it is left behind
+        found |= {part: before[part] for part in PARTS if part in before and part not in args.parts}
     if DEVICE == "cuda":
         # The truth is float32 without the tensor cores' shortened products.
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -191,7 +193,7 @@ def measure(case: ExpertCase, repetitions: int, *, compiled: bool) -> dict[str, 
     inputs = make_inputs(case)
     calls = {
         name: make_call(side.work(inputs, case), direction=case.direction)
-        for name, side in sides(case, compiled).items()
+        for name, side in sides(case, compiled=compiled).items()
     }
     for name in list(calls):
         try:
@@ -216,7 +218,7 @@ def measure(case: ExpertCase, repetitions: int, *, compiled: bool) -> dict[str, 
     return result
 
 
-def sides(case: ExpertCase, compiled: bool) -> dict[str, ExpertSide]:
+def sides(case: ExpertCase, *, compiled: bool) -> dict[str, ExpertSide]:
     """Dense, ours as it chooses and by backend, and transformers' grouped experts; or dense and what is compiled."""
     found = find_sides(case.device)
     names = [DENSE, OURS, *(f"{OURS}-{name}" for name in WANTED), f"{PEERS}grouped"]

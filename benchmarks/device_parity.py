@@ -56,7 +56,10 @@ def check_parity(
     units = 8 if dtype == torch.float32 else 4
     floors = [units * torch.finfo(dtype).eps * float(true.abs().max()) for true in truth]
     passes = all(errors[name][0] <= max(2 * errors[name][1], floor) for name, floor in zip(names, floors, strict=True))
-    found = {"length": length, "dtype": str(dtype), "causal": causal, "errors": errors, "passes": passes}
+    found = {
+        "length": length, "dtype": str(dtype), "causal": causal, "bucket_size": spec.bucket_size, "head_width": width,
+        "errors": errors, "passes": passes,
+    }  # fmt: skip
     print("parity", json.dumps(found), flush=True)
     return found
 

@@ -3,14 +3,18 @@
 Run by test_compiling: python -m tests.parallel.compiled_layers CHECK FOLDER
 """
 
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from sortyard.errors import InputError
+from sortyard.model.block import Block
 from sortyard.model.configuration import SortyardConfig
 from sortyard.model.heads import SortyardForMaskedLM
 from sortyard.parallel.activation_checkpointing import checkpoint_activations
@@ -56,9 +60,13 @@ def gradients(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 def loss_and_gradients_are_those_of_eager_layers(shape: str) -> None:
     eager, compiled = build(shape), build(shape)
     compile_layers(compiled)
+    counts = torch._dynamo.utils.counters["stats"]
     for mode, batch in (("none", packed(30, 21)), ("full", packed(30, 21)), ("none", packed(13, 25, 9))):
+        torch._dynamo.reset()
+        counts.clear()
         checkpoint_activations(compiled, mode)  # type: ignore[arg-type]
         found, expected = gradients(compiled, batch), gradients(eager, batch)
+        assert counts["unique_graphs"] >= (1 if shape == "dense" else 2)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11)
@@ -83,11 +91,14 @@ def released_layers_call_hooks_on_their_parts() -> None:
     compile_layers(model)
     gradients(model, packed(30, 21))
     release_layers(model)
+    pickle.dumps(model)
     for layer in model.model.encoder.layers:
         layer.attention.register_forward_hook(lambda *_: called.append(1))
     gradients(model, packed(30, 21))
     assert len(called) == 3
     release_layers(nn.Linear(2, 2))
+    with pytest.raises(InputError, match="set it to false"):
+        compile_layers(nn.Linear(2, 2))
 
 
 def training_resumes_to_the_bit_and_ends_like_eager_training(folder: Path) -> None:
@@ -104,7 +115,7 @@ def training_resumes_to_the_bit_and_ends_like_eager_training(folder: Path) -> No
     train_tiny(eager, model=real_model(**plain))
     losses = [torch.tensor([line["loss"] for line in run.read_metrics("train")]) for run in (whole, eager)]
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
-    assert all(layer._compiled_call_impl is None for layer in model.model.encoder.layers)
+    assert all(type(layer) is Block for layer in model.model.encoder.layers)
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {

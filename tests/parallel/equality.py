@@ -27,6 +27,7 @@ from sortyard.objectives.causal_lm import CausalLMObjective
 from sortyard.objectives.masked_lm import MaskedLMObjective
 from sortyard.parallel.activation_checkpointing import checkpoint_activations
 from sortyard.parallel.apply import SplitModel, local, parallelize
+from sortyard.parallel.compiling import compile_layers
 from sortyard.parallel.mesh import Layout
 from sortyard.parallel.options import ParallelOptions
 from sortyard.training.optimizer import build_optimizer
@@ -71,6 +72,7 @@ class Case:
     dtype: str = "float64"
     precision: str = "fp32"
     break_it: str = ""  # the name of a silent bug to put back
+    compiled: bool = False
 
     @property
     def name(self) -> str:
@@ -78,6 +80,7 @@ class Case:
         return "-".join(
             [layout, self.model, f"x{self.accumulation}"]
             + [self.checkpointing] * (self.checkpointing != "none") + [self.break_it] * bool(self.break_it)
+            + ["compiled"] * self.compiled
         )  # fmt: skip
 
     @property
@@ -180,6 +183,13 @@ def run_reference(case: Case, folder: Path) -> None:
     save_file(course.tensors() | gradients | values, path)
 
 
+def set_layers(part: Any, *, case: Case) -> None:
+    checkpoint_activations(part, case.checkpointing)  # type: ignore[arg-type]
+    if case.compiled:
+        torch._dynamo.utils.counters.clear()
+        compile_layers(part)
+
+
 def _causal(case: Case) -> bool:
     return bool(MODELS[case.model].get("causal"))
 
@@ -195,7 +205,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
         aim, precision = objective(case), make_precision(case)
         split = parallelize(
             make_model(case), layout=layout, count_targets=aim.count_targets, autocast=precision.autocast,
-            set_layers=partial(checkpoint_activations, mode=case.checkpointing),
+            set_layers=partial(set_layers, case=case), counts_traffic=not case.compiled,
         )  # fmt: skip
         optimizer = build_optimizer(split.stages, OptimizerOptions(lr=1e-3))
         course = Course()
@@ -218,6 +228,7 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     own = course.tensors()
     found = {name: float((own[name] - reference[name]).abs().max()) for name in (*NUMBERS, "loads")}
     found |= worst | {"values": _furthest(split, reference, "value") if case.dtype == "float64" else 0.0}
+    found["graphs"] = float(torch._dynamo.utils.counters["stats"]["unique_graphs"]) if case.compiled else 0.0
     found["num_skipped"] = float(own["skipped"].sum())
     found |= course.measured | {"copies": float(own["loads"][0].sum())}
     return found | {"seconds": time.perf_counter() - started, "covered": _covered(split)}

@@ -1,6 +1,7 @@
 """Layouts of several processes, beside the same run in one: in float64, so that nothing but rounding may differ."""
 
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -115,3 +116,19 @@ def test_a_silent_bug_put_back_is_seen(harmed, bug):
     report = harmed[bug]
     passes = report["losses"] < LOSS and report["norms"] < LOSS and report["last"] < GRADIENT
     assert not passes, report
+
+
+COMPILED = [
+    Case({"dp_shard": 2}, accumulation=2, steps=3, checkpointing="full", compiled=True),
+    Case({"tp": 2, "sequence_parallel": True}, "mixed", accumulation=2, steps=3, compiled=True),
+    Case({"ep": 2}, accumulation=2, steps=3, compiled=True),
+    Case({"pp": 2}, "mixed", accumulation=2, steps=3, compiled=True),
+]
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_as_one_eager_process_does(tmp_path: Path) -> None:
+    for case, report in zip(COMPILED, run_world(COMPILED, size=2, folder=tmp_path), strict=True):
+        assert report["graphs"] > 0, case.name
+        assert report["losses"] < LOSS, case.name
+        assert max(report[kind] for kind in ("first", "last", "values")) < GRADIENT, case.name

@@ -58,13 +58,16 @@ def sparsity(
         raise InputError("--data: is missing; give a file or folder with documents as long as --lengths")
     lengths_, sparsities_ = _lengths("--lengths", lengths), _shares(sparsities)
     from sortyard.studies.bench.results import result_folder
-    from sortyard.studies.sparsity.cores import POSITIONS, SELECTIONS  # POSITIONS is made on the CPU only
+    from sortyard.studies.sparsity.cores import POSITIONS, SELECTIONS
     from sortyard.studies.sparsity.plan import SparsityPlan
     from sortyard.studies.sparsity.study import run_sparsity
 
-    known = tuple(SELECTIONS) if device == "cpu" else tuple(name for name in SELECTIONS if name != POSITIONS)
+    known = tuple(SELECTIONS)
     check_device(device)
-    chosen = known if selections is None else read_words("--selections", selections, known=known)
+    able = known if device == "cpu" else tuple(name for name in known if name != POSITIONS)
+    chosen = able if selections is None else read_words("--selections", selections, known=known)
+    if not set(chosen) <= set(able):
+        raise InputError(f"--selections {POSITIONS} is made on the CPU only; leave it or --device out")
     plan = SparsityPlan(
         model=model, texts=tuple(data), task_data=task_data or "", label_column=label_column, lengths=lengths_,
         task_lengths=lengths_ if text_length is None else _lengths("--text-length", text_length),

@@ -52,9 +52,10 @@ class SplitModel:
         layout: the processes.
         placements: what is held of each of the stages' tensors, in the stages' order.
         added_up: names of parameters whose gradients are parts within a tensor-parallel group.
+        counts_traffic: whether the first step counts what it exchanges; compilers stay away from where that is done.
 
     Attributes:
-        traffic: bytes by kind that this process exchanged in its first step; empty before it.
+        traffic: bytes by kind that this process exchanged in its first step; empty before it, or where not counted.
         occupancy: how long its stages and the pipeline's schedule took.
     """
 
@@ -65,11 +66,13 @@ class SplitModel:
         layout: Layout,
         placements: Sequence[dict[str, Placement]],
         added_up: Sequence[str],
+        counts_traffic: bool = True,
     ) -> None:
         self.stages = nn.ModuleList(stages)
         self.layout = layout
         self._placements = placements
         self._added_up = frozenset(added_up)
+        self._counts_traffic = counts_traffic
         self._pipelines: dict[tuple[int, ...], Pipeline] = {}
         self.traffic: dict[str, int] = {}
         self.occupancy = Occupancy(layout.device)
@@ -86,7 +89,7 @@ class SplitModel:
         """
         for stage in self._stages():
             stage.load(batches, shares)
-        with Traffic() if not self.traffic else nullcontext() as traffic:
+        with Traffic() if self._counts_traffic and not self.traffic else nullcontext() as traffic:
             self._backward(batches)
         self.traffic = traffic.bytes if traffic else self.traffic
         return [report for stage in self._stages() for report in stage.reports.values()]
@@ -238,6 +241,7 @@ def parallelize(
     count_targets: Callable[[Batch], int],
     autocast: Callable[[], AbstractContextManager[Any]],
     set_layers: Callable[[Any], None] = lambda _: None,
+    counts_traffic: bool = True,
 ) -> SplitModel:
     """Cut a whole model to what this process holds; every process calls this with the same model.
 
@@ -250,6 +254,7 @@ def parallelize(
         count_targets: of a batch.
         autocast: the context of a forward pass.
         set_layers: makes the layers of a part of the model recompute activations, or compiles them.
+        counts_traffic: whether the first step counts what it exchanges.
     """
     options = layout.options
     indices = stages_of(options, rank=layout.stage_rank)
@@ -280,7 +285,9 @@ def parallelize(
         shard_stage(stage, layout)
         stages.append(stage)
         all_placements.append(placements)
-    return SplitModel(stages, layout=layout, placements=all_placements, added_up=added_up)
+    return SplitModel(
+        stages, layout=layout, placements=all_placements, added_up=added_up, counts_traffic=counts_traffic
+    )
 
 
 def local(tensor: Tensor) -> Tensor:

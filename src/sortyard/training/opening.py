@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sortyard.errors import InputError
 from sortyard.objectives.total import Objective
 from sortyard.parallel.activation_checkpointing import checkpoint_activations
 from sortyard.parallel.compiling import check_compiler, compile_layers
@@ -58,7 +59,7 @@ def open_session(
     """
     device = prepare_device(loop)
     if loop.compile:
-        check_compiler(device)
+        _check_compiler(device)
     precision = Precision(loop.precision, device=device)
     keep: dict[str, Any] = {
         "keep": loop.keep_checkpoints,
@@ -94,6 +95,7 @@ def open_session(
         count_targets=objective.count_targets,
         autocast=precision.autocast,
         set_layers=lambda part: _set_layers(part, loop),
+        counts_traffic=not loop.compile,
     )
     return SplitSession(
         model,
@@ -104,6 +106,13 @@ def open_session(
         talk=talk,
         watch=Watch(run.processes, rank=talk.rank, size=talk.size, timeout_seconds=parallel.timeout_seconds),
     )
+
+
+def _check_compiler(device: torch.device) -> None:
+    try:
+        check_compiler(device)
+    except InputError as error:
+        raise InputError(f"loop.compile is true, but {error}; or set it to false") from None
 
 
 def _warner(run: RunFolder, display: Progress) -> Callable[[str], None]:

@@ -60,7 +60,7 @@ class LoopOptions(Options):
         1, ge=1, le=10**4, description="checkpoint every so many-th layer, the first among them; 1 = all"
     )
     compile: bool = Field(
-        False, description="compile the layers with torch.compile: minutes at the first step, faster steps on a GPU"
+        False, description="compile the layers with torch.compile: slow first steps, faster ones afterwards on a GPU"
     )
     max_grad_norm: float = Field(1.0, ge=0, le=1e6, description="largest gradient norm; 0 = no clipping")
     log_every: int = Field(10, ge=1, le=10**6, description="steps between two lines of metrics.jsonl")

@@ -106,7 +106,7 @@ class SplitStepper:
                     sums[_FIXED + report.micro] += float(not torch.isfinite(report.task + report.balance.sum()))
         sums[_SQUARES] = self._squares()
         sums[_BUSY], sums[_WHOLE] = self.model.occupancy.take()
-        sums[_TRAFFIC:_FIXED] = torch.tensor([self.model.traffic[kind] for kind in KINDS])
+        sums[_TRAFFIC:_FIXED] = torch.tensor([self.model.traffic.get(kind, 0) for kind in KINDS])
         together = torch.cat([sums, loads.flatten()])
         dist.all_reduce(together)
         values = together[: len(sums)].tolist()
@@ -125,7 +125,7 @@ class SplitStepper:
             expert_loads=loads.float().cpu() if num_layers else None,
             bad_micro_batch=bad,
             bubble_share=1 - values[_BUSY] / values[_WHOLE] if values[_WHOLE] else None,
-            traffic={kind: int(count) for kind, count in zip(KINDS, values[_TRAFFIC:_FIXED], strict=True)},
+            traffic=_by_kind(values[_TRAFFIC:_FIXED]) if self.model.traffic else None,
         )
 
     def _squares(self) -> Tensor:
@@ -160,3 +160,7 @@ class SplitStepper:
         if factor < 1:
             for held in self.model.held(buffers=False):
                 local(held.tensor.grad).mul_(factor)  # type: ignore[arg-type]
+
+
+def _by_kind(counts: Sequence[float]) -> dict[str, int]:
+    return {kind: int(count) for kind, count in zip(KINDS, counts, strict=True)}

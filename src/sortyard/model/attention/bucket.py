@@ -8,23 +8,26 @@ from sortyard.model.attention.options import AttentionOptions
 from sortyard.ops.bucket_attention import BucketSpec, bucket_attention, bucket_weights, expected_sparsity
 from sortyard.ops.segments import Segments
 
+# Kernels of their own, whose launches follow the lengths: not for graphs that are compiled once for many batches.
+_between_graphs = torch.compiler.disable(bucket_attention)
+
 
 class BucketCore(nn.Module):
-    """Bucket attention, or dense attention where that is faster or asked for."""
+    """Bucket attention, or dense attention where that is faster or asked for.
+
+    Attributes:
+        is_between_graphs: Whether attention runs between the graphs of a layer that is compiled for training.
+    """
 
     def __init__(self, options: AttentionOptions, *, causal: bool) -> None:
         super().__init__()
         self.causal = causal
         self._specs = {device: options.to_spec(device=device) for device in ("cpu", "cuda")}
-        self._attend = bucket_attention
+        self.is_between_graphs = False
 
     def spec_on(self, device: torch.device) -> BucketSpec:
         """The settings on a device."""
         return self._specs["cpu" if device.type == "cpu" else "cuda"]
-
-    def stay_out_of_graphs(self, stays: bool) -> None:
-        """Run between the graphs of a compiled layer, as kernels of its own, whose launches follow the lengths."""
-        self._attend = torch.compiler.disable(bucket_attention) if stays else bucket_attention
 
     def forward(
         self,
@@ -37,7 +40,7 @@ class BucketCore(nn.Module):
         global_tokens: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B H T K"]:
         """Attend; zeros at pads."""
-        attend = bucket_attention if segments.is_traced else self._attend
+        attend = _between_graphs if self.is_between_graphs and not segments.is_traced else bucket_attention
         return attend(
             q,
             k,

@@ -76,22 +76,27 @@ def make_groups(
     on_cpu = segments.token_index.device.type == "cpu"
     members: dict[Hashable, list[int]] = {}
     for number, length in enumerate(segments.lengths):
-        key = _group_key(resolve_shape(spec, length, causal), length, causal=causal, on_cpu=on_cpu)
+        key = _group_key(resolve_shape(spec, length, causal), length, spec=spec, causal=causal, on_cpu=on_cpu)
         members.setdefault(key, []).append(number)
     for numbers in members.values():
         longest = max(segments.lengths[number] for number in numbers)
         yield _make_group(segments, spec, resolve_shape(spec, longest, causal), numbers, global_tokens)
 
 
-def _group_key(shape: TreeShape | RoundsShape | None, length: int, *, causal: bool, on_cpu: bool) -> Hashable:
+def _group_key(
+    shape: TreeShape | RoundsShape | None, length: int, *, spec: BucketSpec, causal: bool, on_cpu: bool
+) -> Hashable:
     """What sequences of one group have in common.
 
     A CPU's time is in arithmetic, of which padding is a part; a GPU's is in launches, so there are fewer groups there:
-    trees as deep as each other, whatever their leaves hold, and all sequences without buckets.
+    trees as deep as each other, whatever their leaves hold, and sequences without buckets within a factor of four.
     """
-    if on_cpu:
-        return shape, length.bit_length() if shape is None else 0
-    return replace(shape, bucket_size=0) if isinstance(shape, TreeShape) and not causal else shape
+    if shape is None:
+        return None, length.bit_length() if on_cpu else length.bit_length() // 2
+    if on_cpu or causal or not isinstance(shape, TreeShape):
+        return shape, 0
+    # A tree's depth follows its length, within a factor of two, unless the number of buckets is given.
+    return replace(shape, bucket_size=0), 0 if spec.num_buckets is None else length.bit_length()
 
 
 def _make_group(
