@@ -115,3 +115,13 @@ def test_bad_input_is_told(words: tuple[str, ...], message: str, sortyard: Calla
     ended = sortyard("study", "sparsity", *words)
     assert ended.status == 2
     assert message in ended.err
+
+
+def test_what_a_gpu_cannot_do_is_refused(sortyard: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = sortyard(*SMALL, "--device", "gpu")
+    assert ended.status == 2
+    assert "expected cpu, cuda or cuda:0" in ended.err
+    monkeypatch.setattr("sortyard.cli.study_sparsity.check_device", lambda _: None)
+    ended = sortyard(*SMALL, "--device", "cuda", "--selections", "tree,positions")
+    assert ended.status == 2
+    assert "positions is made on the CPU only" in ended.err
