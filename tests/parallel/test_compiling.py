@@ -30,7 +30,7 @@ def test_what_compiling_needs_is_looked_for_before_anything_is_built(monkeypatch
         raise BuildError("no C++ compiler was found")
 
     monkeypatch.setattr(compiling, "find_compiler", finds_none)
-    with pytest.raises(InputError, match="loop.compile is true, but .* no C\\+\\+ compiler .* set it to false"):
+    with pytest.raises(InputError, match=r"loop.compile is true, but .* no C\+\+ compiler .* set it to false"):
         _check_compiler(torch.device("cpu"))
     monkeypatch.setattr(compiling, "find_spec", lambda _: None)
     with pytest.raises(InputError, match="Triton is not installed"):

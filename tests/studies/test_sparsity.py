@@ -139,7 +139,7 @@ def test_important_cells_come_first() -> None:
     assert seeds == sorted(seeds)
     assert len({cell.key for cell in cells}) == len(cells) == 25
     assert "/somewhere" not in plan().command()
-    assert plan(device="cuda").command().endswith(" --device cuda")
+    assert plan(device="cuda").command().endswith(" --device cuda --jobs 1")
 
 
 def test_falls_are_relative_to_dense_attention_with_the_same_seed() -> None:
