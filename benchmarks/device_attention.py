@@ -9,7 +9,6 @@ Writes benchmarks/results/device_attention.json unless told otherwise; exit stat
 # ruff: noqa: E402
 # Triton decides at import whether its functions are interpreted, so the variable comes before the imports.
 
-import argparse
 import json
 import os
 import statistics
@@ -17,7 +16,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -32,6 +30,7 @@ import torch
 import torch.nn.functional as F
 import triton
 from device_parity import check_choice, check_parity, draw
+from device_runs import begin_result, has_time, kept_parts, read_arguments, save
 from torch import Tensor
 
 from sortyard.ops import BucketSpec, bucket_attention, expected_sparsity, make_segments
@@ -39,11 +38,9 @@ from sortyard.ops.bucket_attention.groups import make_groups
 from sortyard.ops.bucket_attention.spec import Score, Split
 from sortyard.ops.bucket_attention.triton_backend.problem import make_problem
 from sortyard.ops.bucket_attention.triton_backend.tree import descend, sort_keys, sum_tree
-from sortyard.training.environment import describe_environment
 
 DEVICE = "cpu" if INTERPRET else "cuda"
 BYTES_A_SECOND = 3.35e12  # H100 SXM, from its data sheet
-STARTED = time.monotonic()
 PARTS = ("choice", "parity", "lengths")
 SEED = 0
 HEADS, WIDTH = (2, 16) if INTERPRET else (16, 64)
@@ -59,28 +56,20 @@ Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--interpret", action="store_true", help="run small, on a CPU, under Triton's interpreter")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "device_attention.json")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing that may end after this time")
-    args = parser.parse_args()
+    args = read_arguments(__doc__, name="device_attention", parts=PARTS)
     path: Path = args.out
-    may_begin = partial(has_time, minutes=args.minutes)
-    before = json.loads(path.read_text()) if path.exists() else {}
+    may_begin = partial(has_time, minutes=args.minutes, interpreted=INTERPRET)
     name = "cpu" if INTERPRET else f"cuda: {torch.cuda.get_device_name()}"
-    environment = describe_environment(seed=SEED, device=name, data_fingerprint="", command=["device_attention.py"])
-    found: dict[str, Any] = {
-        "what": "tree attention in Triton: errors on the device, then seconds beside flash SDPA and flex_attention",
-        "script": "benchmarks/device_attention.py",
-        "date": datetime.now(UTC).date().isoformat(),
-        "interpreted": INTERPRET,
-        "shape": {"batch": 1, "heads": HEADS, "head_width": WIDTH, "dtype": str(DTYPE)},
-        "environment": {key: environment[key] for key in ("versions", "python", "platform", "machine", "commit")},
-        "triton": triton.__version__,
-    }
-    if before.get("environment") == found["environment"]:  # of another machine or other code, all of it is left behind
-        found |= {part: before[part] for part in PARTS if part in before and part not in args.parts}
+    found = begin_result(
+        "device_attention", device=name, seed=SEED,
+        what="tree attention in Triton: errors on the device, then seconds beside flash SDPA and flex_attention",
+        facts={
+            "interpreted": INTERPRET,
+            "shape": {"batch": 1, "heads": HEADS, "head_width": WIDTH, "dtype": str(DTYPE)},
+            "triton": triton.__version__,
+        },
+    )  # fmt: skip
+    found |= kept_parts(path, found, parts=PARTS, asked=args.parts)
     if "choice" in args.parts:
         found["choice"] = [
             check_choice(length, split=split, score=score, spec=SPEC, heads=2, width=WIDTH, device=DEVICE)
@@ -108,19 +97,6 @@ def main() -> int:
             save(path, found)
     print_table(found.get("lengths", {}))
     return 0 if all(case["passes"] for part in PARTS[:2] for case in found.get(part, [])) else 1
-
-
-def has_time(what: str, seconds: float, *, minutes: float) -> bool:
-    """Whether a part may still begin; says so where not. The interpreter has no deadline."""
-    if INTERPRET or time.monotonic() - STARTED + seconds < 60 * minutes:
-        return True
-    print(f"left out, the time is over: {what}", flush=True)
-    return False
-
-
-def save(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def measure(length: int, repetitions: int) -> dict[str, Any]:

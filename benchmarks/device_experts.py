@@ -9,13 +9,10 @@ Writes benchmarks/results/device_experts.json unless told otherwise; exit status
 # ruff: noqa: E402
 # Triton decides at import whether its functions are interpreted, so the variable comes before the imports.
 
-import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 import torch
+from device_runs import begin_result, has_time, kept_parts, read_arguments, save
 from torch import Tensor
 
 from sortyard.ops import Routing, grouped_mlp, route
@@ -37,10 +35,8 @@ from sortyard.studies.bench.experts_cases import ExpertCase, ExpertInputs, make_
 from sortyard.studies.bench.experts_sides import DENSE, OURS, PEERS, ExpertSide, find_sides
 from sortyard.studies.bench.results import version_of
 from sortyard.studies.bench.runner import alternate, ratio_of
-from sortyard.training.environment import describe_environment
 
 DEVICE = "cpu" if INTERPRET else "cuda"
-STARTED = time.monotonic()
 SEED = 0
 WIDTH, INNER = (32, 64) if INTERPRET else (768, 3072)
 EXPERTS = ((4, 2),) if INTERPRET else ((8, 2), (64, 8))
@@ -55,18 +51,11 @@ CALLS_IN_A_ROW = 1 if INTERPRET else 3  # on a GPU, so that launches overlap wit
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--interpret", action="store_true", help="run small, on a CPU, under Triton's interpreter")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "device_experts.json")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
-    parser.add_argument("--minutes", type=float, default=9.0, help="begin nothing that may end after this time")
-    args = parser.parse_args()
+    args = read_arguments(__doc__, name="device_experts", parts=PARTS)
     path: Path = args.out
-    may_begin = partial(has_time, minutes=args.minutes)
-    before = json.loads(path.read_text()) if path.exists() else {}
+    may_begin = partial(has_time, minutes=args.minutes, interpreted=INTERPRET)
     found = describe()
-    if before.get("environment") == found["environment"]:  # of another machine or other code, all of it is left behind
-        found |= {part: before[part] for part in PARTS if part in before and part not in args.parts}
+    found |= kept_parts(path, found, parts=PARTS, asked=args.parts)
     if DEVICE == "cuda":
         # The truth is float32 without the tensor cores' shortened products.
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -95,32 +84,17 @@ def main() -> int:
 
 
 def describe() -> dict[str, Any]:
-    name = "cpu" if INTERPRET else f"cuda: {torch.cuda.get_device_name()}"
-    environment = describe_environment(seed=SEED, device=name, data_fingerprint="", command=["device_experts.py"])
-    return {
-        "what": "expert backends: errors on the device, then seconds beside a dense layer of equal active work and "
+    return begin_result(
+        "device_experts", device="cpu" if INTERPRET else f"cuda: {torch.cuda.get_device_name()}", seed=SEED,
+        what="expert backends: errors on the device, then seconds beside a dense layer of equal active work and "
         "transformers' grouped experts; ours with its router, transformers' with a plain one on the same gate",
-        "script": "benchmarks/device_experts.py",
-        "date": datetime.now(UTC).date().isoformat(),
-        "interpreted": INTERPRET,
-        "shape": {"hidden_size": WIDTH, "intermediate_size": INNER, "dtype": "bf16"},
-        "environment": {key: environment[key] for key in ("versions", "python", "platform", "machine", "commit")},
-        "triton": version_of("triton"),
-        "backends": list(BACKENDS),
-    }
-
-
-def has_time(what: str, seconds: float, *, minutes: float) -> bool:
-    """Whether a part may still begin; says so where not. The interpreter has no deadline."""
-    if INTERPRET or time.monotonic() - STARTED + seconds < 60 * minutes:
-        return True
-    print(f"left out, the time is over: {what}", flush=True)
-    return False
-
-
-def save(path: Path, found: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=2) + "\n")
+        facts={
+            "interpreted": INTERPRET,
+            "shape": {"hidden_size": WIDTH, "intermediate_size": INNER, "dtype": "bf16"},
+            "triton": version_of("triton"),
+            "backends": list(BACKENDS),
+        },
+    )  # fmt: skip
 
 
 def check_parity(

@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "src"))
 
 import torch
+from device_runs import begin_result, save
 
 from sortyard.evaluation.cost import forward_flops_per_token, head_flops_per_target, meta_model, parameter_counts
 from sortyard.model.configuration import SortyardConfig
@@ -40,7 +40,6 @@ from sortyard.objectives.masked_lm import MaskedLMObjective
 from sortyard.parallel.activation_checkpointing import checkpoint_activations
 from sortyard.parallel.compiling import compile_layers
 from sortyard.training.efficiency import peak_flops
-from sortyard.training.environment import describe_environment
 from sortyard.training.optimizer import build_optimizer
 from sortyard.training.options import OptimizerOptions
 from sortyard.training.precision import Precision
@@ -134,27 +133,24 @@ def main() -> None:
             record = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
         found["sides"][side.name] = asdict(side) | record
         print(side.name, json.dumps(record), flush=True)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(found | {"ratios": ratios(found["sides"])}, indent=2) + "\n")
+        save(args.out, found | {"ratios": ratios(found["sides"])})
     print_table(found["sides"])
 
 
 def describe() -> Json:
-    name = "cpu" if SMALL else f"cuda: {torch.cuda.get_device_name()}"
-    environment = describe_environment(seed=SEED, device=name, data_fingerprint="", command=["device_training.py"])
-    return {
-        "what": "seconds, utilisation and peak memory of a training step (forward, backward, clipping, AdamW) by "
+    found = begin_result(
+        "device_training", device="cpu" if SMALL else f"cuda: {torch.cuda.get_device_name()}", seed=SEED,
+        what="seconds, utilisation and peak memory of a training step (forward, backward, clipping, AdamW) by "
         "number format, compilation and recomputation; float32 weights, random tokens",
-        "script": "benchmarks/device_training.py",
-        "date": datetime.now(UTC).date().isoformat(),
-        "is_small": SMALL,
-        "shape": {
-            "layers": LAYERS, "hidden_size": WIDTH, "heads": HEADS, "intermediate_size": INNER,
-            "vocabulary": VOCABULARY, "tokens_of_a_step": TOKENS, "predicted": PREDICTED,
+        facts={
+            "is_small": SMALL,
+            "shape": {
+                "layers": LAYERS, "hidden_size": WIDTH, "heads": HEADS, "intermediate_size": INNER,
+                "vocabulary": VOCABULARY, "tokens_of_a_step": TOKENS, "predicted": PREDICTED,
+            },
         },
-        "environment": {key: environment[key] for key in ("versions", "python", "platform", "machine", "commit")},
-        "sides": {},
-    }  # fmt: skip
+    )  # fmt: skip
+    return found | {"sides": {}}
 
 
 def options_of(side: Side) -> ModelOptions:

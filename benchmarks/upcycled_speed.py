@@ -76,7 +76,7 @@ def make_calls(name: str, *, folder: Path) -> dict[str, Callable[[int], None]]:
     def train(turn: int) -> None:
         rows = texts["train"][turn * TRAINED_ON : (turn + 1) * TRAINED_ON]
         model.train()
-        labels = torch.tensor([int(str(row["label"]) in ("1", "pos", "positive")) for row in rows])
+        labels = torch.tensor([row["label"] for row in rows])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(**encode(rows), labels=labels).loss
         loss.backward()
