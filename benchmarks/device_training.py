@@ -2,9 +2,9 @@
 
 The dense model has BERT-large's shape (24 layers of 1,024, 16 heads, inner width 4,096, 30,522 words, 512 learned
 positions, norms after the residuals). Its FLOPs are those of matrix products, without what is computed again, and of
-the vocabulary's only for the 15 % of tokens that are predicted. Utilisation is of the data sheet's rate. Beside it: the
-sparse model of equal active parameters (8 experts of 2,048, two a token; bucket attention), longer rows, and
-transformers' own BertForMaskedLM.
+the vocabulary's only for the 15 % of tokens that are predicted. Utilisation is of the data sheet's rate. Beside it:
+larger steps, the sparse model of equal active parameters (8 experts of 2,048, two a token; bucket attention), longer
+rows, and transformers' own BertForMaskedLM.
 
 Run on a machine with a GPU: python benchmarks/device_training.py [--out FILE] [--minutes 4]   (no network)
 Run anywhere, small and slow: python benchmarks/device_training.py --small --out FILE
@@ -69,6 +69,7 @@ class Side:
         every: which layers do.
         compiled: whether layers are compiled.
         length: tokens of a row.
+        tokens: tokens of a step.
     """
 
     model: Literal["dense", "sparse", "transformers"] = "dense"
@@ -77,13 +78,15 @@ class Side:
     every: int = 1
     compiled: bool = False
     length: int = LENGTHS[0]
+    tokens: int = TOKENS
 
     @property
     def name(self) -> str:
         """Its name in results."""
         words = [self.model, str(self.length), self.precision]
         words += [f"{self.mode}-{self.every}"] if self.mode != "none" else []
-        return "/".join(words + (["compiled"] if self.compiled else []))
+        words += ["compiled"] if self.compiled else []
+        return "/".join(words + ([f"{self.tokens} tokens"] if self.tokens != TOKENS else []))
 
 
 def sides() -> list[Side]:
@@ -102,12 +105,18 @@ def sides() -> list[Side]:
         replace(base, mode="selective"),
         replace(base, mode="full", every=2),
         replace(base, precision="fp16"),
+        replace(base, tokens=2 * TOKENS),
         replace(base, compiled=True),
         replace(base, compiled=True, mode="full"),
-        replace(base, model="sparse"),
+        replace(base, compiled=True, tokens=2 * TOKENS),
+        replace(base, compiled=True, tokens=3 * TOKENS),
         replace(base, model="transformers"),
+        replace(base, model="transformers", tokens=2 * TOKENS),
+        replace(base, model="sparse"),
+        replace(base, model="sparse", tokens=2 * TOKENS),
         *long,
         replace(base, model="sparse", compiled=True),
+        replace(base, model="sparse", compiled=True, tokens=2 * TOKENS),
     ]
 
 
@@ -183,9 +192,9 @@ def make(side: Side) -> Any:
     return build_model(options_of(side), head="masked_lm", vocab_size=VOCABULARY, tokenizer_ids=ids, seed=SEED)
 
 
-def make_batch(length: int) -> dict[str, torch.Tensor]:
+def make_batch(side: Side) -> dict[str, torch.Tensor]:
     """Rows of random words without padding, of which some are to be predicted; other words at every call."""
-    ids = torch.randint(5, VOCABULARY, (TOKENS // length, length))
+    ids = torch.randint(5, VOCABULARY, (side.tokens // side.length, side.length))
     labels = ids.masked_fill(torch.rand(ids.shape) >= PREDICTED, -100)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
@@ -196,7 +205,7 @@ def measure(side: Side) -> Json:
     torch.manual_seed(SEED)
     model, optimizer = load(side.model, side.length, side.compiled)
     checkpoint_activations(model, side.mode, side.every)
-    step = plain_step(model, optimizer) if side.model == "transformers" else make_step(model, optimizer, side)
+    step = plain_step(model, optimizer, side) if side.model == "transformers" else make_step(model, optimizer, side)
     began = time.perf_counter()
     losses = [step() for _ in range(WARMUP)]
     synchronize()
@@ -211,7 +220,8 @@ def measure(side: Side) -> Json:
     median = statistics.median(seconds)
     record: Json = {
         "seconds": median, "fastest": min(seconds), "slowest": max(seconds), "warmup_seconds": warming,
-        "tokens_per_second": TOKENS / median, "losses": [losses[0], losses[-1]], "peak_extra_bytes": peak_bytes(before),
+        "tokens_per_second": side.tokens / median, "losses": [losses[0], losses[-1]],
+        "peak_extra_bytes": peak_bytes(before),
     }  # fmt: skip
     counts = parameter_counts(model)
     record |= {"parameters": counts.total, "active_parameters": counts.active}
@@ -238,7 +248,7 @@ def make_step(model: Any, optimizer: torch.optim.Optimizer, side: Side) -> Calla
         model, objective=MaskedLMObjective(), optimizer=optimizer, precision=precision, max_grad_norm=1.0,
         lr=lambda _: LEARNING_RATE, seed=SEED,
     )  # fmt: skip
-    batches = [make_batch(side.length) for _ in range(WARMUP + REPETITIONS)]
+    batches = [make_batch(side) for _ in range(WARMUP + REPETITIONS)]
     number = iter(range(len(batches)))
 
     def step() -> float:
@@ -250,11 +260,11 @@ def make_step(model: Any, optimizer: torch.optim.Optimizer, side: Side) -> Calla
     return step
 
 
-def plain_step(model: Any, optimizer: torch.optim.Optimizer) -> Callable[[], float]:
+def plain_step(model: Any, optimizer: torch.optim.Optimizer, side: Side) -> Callable[[], float]:
     """A step as its users write it; the head of that model predicts every token, not the hidden ones alone."""
 
     def step() -> float:
-        batch = {name: value.to(DEVICE) for name, value in make_batch(LENGTHS[0]).items()}
+        batch = {name: value.to(DEVICE) for name, value in make_batch(side).items()}
         with torch.autocast(DEVICE, dtype=torch.bfloat16):
             loss = model(**batch).loss
         loss.backward()
@@ -271,7 +281,7 @@ def step_flops(side: Side, *, attention: Literal["own", "dense"]) -> float:
     config = SortyardConfig.from_options(options_of(side), vocab_size=VOCABULARY)
     model = meta_model(config, head="masked_lm")
     own = forward_flops_per_token(model, length=side.length, attention=attention)
-    return FORWARD_AND_BACKWARD * TOKENS * (own + PREDICTED * head_flops_per_target(model))
+    return FORWARD_AND_BACKWARD * side.tokens * (own + PREDICTED * head_flops_per_target(model))
 
 
 def ratios(found: Json) -> Json:
@@ -282,6 +292,21 @@ def ratios(found: Json) -> Json:
         "fp32 over compiled bf16": ("dense/512/fp32", "dense/512/bf16/compiled", "seconds"),
         "eager over compiled": ("dense/512/bf16", "dense/512/bf16/compiled", "seconds"),
         "transformers over ours": ("transformers/512/bf16", "dense/512/bf16", "seconds"),
+        "eager over compiled, twice the tokens": (
+            f"dense/512/bf16/{2 * TOKENS} tokens",
+            f"dense/512/bf16/compiled/{2 * TOKENS} tokens",
+            "seconds",
+        ),
+        "transformers over ours, twice the tokens": (
+            f"transformers/512/bf16/{2 * TOKENS} tokens",
+            f"dense/512/bf16/{2 * TOKENS} tokens",
+            "seconds",
+        ),
+        "sparse over dense, twice the tokens": (
+            f"sparse/512/bf16/{2 * TOKENS} tokens",
+            f"dense/512/bf16/{2 * TOKENS} tokens",
+            "seconds",
+        ),
         "sparse over dense": ("sparse/512/bf16", "dense/512/bf16", "seconds"),
         "sparse over dense at 4,096": ("sparse/4096/bf16", "dense/4096/bf16", "seconds"),
         "sparse over dense at 16,384": ("sparse/16384/bf16/full-1", "dense/16384/bf16/full-1", "seconds"),

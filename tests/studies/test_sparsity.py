@@ -24,7 +24,7 @@ from sortyard.studies.sparsity.knee import Knee, find_knee, knee_text
 from sortyard.studies.sparsity.plan import ADAPTED, AS_IS, SETTING, TASK, Cell, SparsityPlan
 from sortyard.studies.sparsity.settings import capture_projections, find_setting
 from sortyard.studies.sparsity.summary import summarise
-from sortyard.studies.sparsity.texts import read_labelled, read_text
+from sortyard.studies.sparsity.texts import LabelledText, read_labelled, read_text
 from tests.studies.sparsity_model import made_up, tiny_model
 
 LENGTH = 256
@@ -122,7 +122,8 @@ def test_projections_are_of_heads_that_change_by_layer() -> None:
 def plan(**changes: object) -> SparsityPlan:
     usual: dict[str, object] = {
         "model": "/somewhere/run", "texts": ("/somewhere/a.jsonl",), "task_data": "", "label_column": "label",
-        "lengths": (64,), "task_lengths": (64,), "sparsities": (0.5, 0.95), "selections": ("tree", "local"),
+        "labels": 8, "passages": 96, "lengths": (64,), "task_lengths": (64,), "sparsities": (0.5, 0.95),
+        "selections": ("tree", "local"),
         "adapt_steps": 2, "task_steps": 2, "seeds": 2, "minutes": float("inf"), "jobs": 1, "threads": 1,
         "device": "cpu",
     }  # fmt: skip
@@ -181,7 +182,16 @@ def test_labels_are_of_passages_and_documents_are_held_out_where_there_are_sever
     path = tmp_path / "novels.jsonl"
     rows = [{"text": made_up(300, seed=seed), "author": name} for seed, name in enumerate(names)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = read_labelled(str(path), column="author", tokenizer=tokenizer, lengths=[32], seed=0)[32]
+
+    def read(
+        column: str = "author", *, length: int = 32, most_labels: int = 8, most_passages: int = 96
+    ) -> LabelledText:
+        return read_labelled(
+            str(path), column=column, tokenizer=tokenizer, lengths=[length], most_labels=most_labels,
+            most_passages=most_passages, seed=0,
+        )[length]  # fmt: skip
+
+    found = read()
     assert found.split == split
     assert found.labels == tuple(sorted(set(names)))
     (ids, labels), (aside, _) = found.training, found.held_out
@@ -189,6 +199,8 @@ def test_labels_are_of_passages_and_documents_are_held_out_where_there_are_sever
     assert set(labels.tolist()) == set(range(len(found.labels)))
     assert not {tuple(row) for row in ids.tolist()} & {tuple(row) for row in aside.tolist()}
     with pytest.raises(InputError, match="no column 'writer'"):
-        read_labelled(str(path), column="writer", tokenizer=tokenizer, lengths=[32], seed=0)
+        read("writer")
     with pytest.raises(InputError, match="labels have several passages of 2,048 tokens"):
-        read_labelled(str(path), column="author", tokenizer=tokenizer, lengths=[2048], seed=0)
+        read(length=2048)
+    fewer = read(most_labels=2, most_passages=4)
+    assert (len(fewer.labels), len(fewer.training[1]), len(fewer.held_out[1])) == (2, 6, 2)

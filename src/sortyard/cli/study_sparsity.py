@@ -37,6 +37,10 @@ def sparsity(
         typer.Option("--task-data", help="A table with text and labels, to fine-tune on too.", show_default=False),
     ] = None,
     label_column: Annotated[str, typer.Option("--label-column", help="Its column with the labels.")] = "label",
+    labels: Annotated[int, typer.Option("--labels", min=2, help="Labels that are told apart, at most.")] = 8,
+    passages: Annotated[
+        int, typer.Option("--passages", min=4, help="Passages of a label at a length, at most; a quarter is held out.")
+    ] = 96,
     text_length: Annotated[
         str | None,
         typer.Option("--text-length", help="Tokens of a labelled passage; --lengths if left out.", show_default=False),
@@ -69,7 +73,8 @@ def sparsity(
     if not set(chosen) <= set(able):
         raise InputError(f"--selections {POSITIONS} is made on the CPU only; leave it or --device out")
     plan = SparsityPlan(
-        model=model, texts=tuple(data), task_data=task_data or "", label_column=label_column, lengths=lengths_,
+        model=model, texts=tuple(data), task_data=task_data or "", label_column=label_column, labels=labels,
+        passages=passages, lengths=lengths_,
         task_lengths=lengths_ if text_length is None else _lengths("--text-length", text_length),
         sparsities=sparsities_, selections=tuple(name for name in known if name in chosen), adapt_steps=adapt_steps,
         task_steps=task_steps, seeds=seeds, minutes=minutes or float("inf"), jobs=jobs, threads=threads,

@@ -40,6 +40,8 @@ class SparsityPlan:
         texts: Sources of text.
         task_data: A table with text and labels; empty = no task.
         label_column: The column that holds the labels.
+        labels: Labels that are told apart, at most.
+        passages: Of one label at a length, at most.
         lengths: Tokens of the passages.
         task_lengths: Tokens of the labelled passages.
         sparsities: Shares of pairs to leave out.
@@ -57,6 +59,8 @@ class SparsityPlan:
     texts: tuple[str, ...]
     task_data: str
     label_column: str
+    labels: int
+    passages: int
     lengths: tuple[int, ...]
     task_lengths: tuple[int, ...]
     sparsities: tuple[float, ...]
@@ -78,6 +82,7 @@ class SparsityPlan:
         if self.task_data:
             words += [f"--task-data {Path(self.task_data).name} --label-column {self.label_column}"]
             words += [f"--text-length {_listed(self.task_lengths)} --task-steps {self.task_steps}"]
+            words += [f"--labels {self.labels} --passages {self.passages}"]
         words += [f"--minutes {self.minutes:g}"] if self.minutes != float("inf") else []
         words += [f"--device {self.device}"] if self.device != "cpu" else []
         return " ".join(["sortyard study sparsity", *words, f"--jobs {self.jobs}"])

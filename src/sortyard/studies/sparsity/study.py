@@ -109,7 +109,7 @@ def _workbench(plan: SparsityPlan, *, place: str, say: Say) -> Workbench:
     if plan.task_data:
         tasks = read_labelled(
             plan.task_data, column=plan.label_column, tokenizer=start.tokenizer, lengths=plan.task_lengths,
-            seed=SPLIT_SEED,
+            most_labels=plan.labels, most_passages=plan.passages, seed=SPLIT_SEED,
         )  # fmt: skip
     for length, task in tasks.items():
         counts = f"{len(task.training[0])} passages to train on, {len(task.held_out[0])} of {task.split} held out"

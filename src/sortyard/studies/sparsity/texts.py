@@ -24,9 +24,7 @@ _CHARACTERS_A_TOKEN = 8
 _WHOLE = 100_000_000  # characters up to which a document is not cut in two, of which one could be held out
 _MOST_ROWS = 400  # of training text at a length: more than a fine-tuning reads
 _SPECIALS = 2
-_MOST_PASSAGES = 96  # of one label at a length, so that labels weigh about the same
 _HELD_OUT_SHARE = 0.25
-_MOST_LABELS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +91,8 @@ def read_text(
 
 
 def read_labelled(
-    source: str, *, column: str, tokenizer: Any, lengths: Sequence[int], seed: int
-) -> dict[int, LabelledText]:
+    source: str, *, column: str, tokenizer: Any, lengths: Sequence[int], most_labels: int, most_passages: int, seed: int
+) -> dict[int, LabelledText]:  # fmt: skip
     """Cut labelled documents into passages of each length.
 
     Where two labels at least have several documents each, only those labels are used, and whole documents are held
@@ -105,6 +103,8 @@ def read_labelled(
         column: What is to be told from a passage.
         tokenizer: The model's.
         lengths: Tokens of a passage, special tokens included.
+        most_labels: Labels that are told apart, those with the most passages.
+        most_passages: Of one label at a length, so that labels weigh about the same.
         seed: Seed of the order.
 
     Returns:
@@ -116,15 +116,21 @@ def read_labelled(
     documents: dict[str, list[str]] = defaultdict(list)
     for text, label in _labelled_rows(source, column=column):
         documents[label].append(text)
-    most = _MOST_PASSAGES * _CHARACTERS_A_TOKEN * max(lengths)  # characters of a label, if every passage is used
+    most = most_passages * _CHARACTERS_A_TOKEN * max(lengths)  # characters of a label, if every passage is used
     by_label = {
         label: [
             _tokens(tokenizer, text[: max(4 * _CHARACTERS_A_TOKEN * max(lengths), most // len(texts))])
             for text in _up_to(most, texts)
         ]
-        for label, texts in _largest_labels(documents)
+        for label, texts in _largest_labels(documents, most=2 * most_labels)
     }
-    return {length: _labelled_of(by_label, length, tokenizer=tokenizer, seed=seed, source=source) for length in lengths}
+    return {
+        length: _labelled_of(
+            by_label, length, tokenizer=tokenizer, most_labels=most_labels, most_passages=most_passages, seed=seed,
+            source=source,
+        )
+        for length in lengths
+    }  # fmt: skip
 
 
 def _documents(source: str) -> list[str]:
@@ -145,14 +151,14 @@ def _up_to(characters: int, texts: Sequence[str]) -> list[str]:
     return [text for text, start in zip(texts, before, strict=False) if start < characters]
 
 
-def _largest_labels(documents: Mapping[str, Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
-    """Twice as many labels as are used, as some may have too few passages: those of several documents first."""
+def _largest_labels(documents: Mapping[str, Sequence[str]], *, most: int) -> list[tuple[str, Sequence[str]]]:
+    """More labels than are used, as some may have too few passages: those of several documents first."""
 
     def rank(item: tuple[str, Sequence[str]]) -> tuple[bool, int, str]:
         label, texts = item
         return len(texts) < 2, -sum(map(len, texts)), label
 
-    return sorted(documents.items(), key=rank)[: 2 * _MOST_LABELS]
+    return sorted(documents.items(), key=rank)[:most]
 
 
 def _tokens(tokenizer: Any, text: str) -> NDArray[np.int64]:
@@ -205,8 +211,9 @@ def _labelled_rows(source: str, *, column: str) -> Iterator[tuple[str, str]]:
 
 
 def _labelled_of(
-    by_label: Mapping[str, Sequence[NDArray[np.int64]]], length: int, *, tokenizer: Any, seed: int, source: str
-) -> LabelledText:
+    by_label: Mapping[str, Sequence[NDArray[np.int64]]], length: int, *, tokenizer: Any, most_labels: int,
+    most_passages: int, seed: int, source: str,
+) -> LabelledText:  # fmt: skip
     pieces = {
         label: [found for tokens in texts if (found := _pieces(tokens, length))] for label, texts in by_label.items()
     }
@@ -218,18 +225,19 @@ def _labelled_of(
             f"--task-data {source}: {len(usable)} labels have several passages of {length:,} tokens, and two are "
             "needed; give longer or more texts, or lower --text-length"
         )
-    largest = sorted(usable, key=lambda label: (-min(_MOST_PASSAGES, sum(map(len, usable[label]))), label))
-    labels = sorted(largest[:_MOST_LABELS])
+    largest = sorted(usable, key=lambda label: (-min(most_passages, sum(map(len, usable[label]))), label))
+    labels = sorted(largest[:most_labels])
     halves: tuple[list[tuple[NDArray[np.int64], int]], ...] = ([], [])
     for number, label in enumerate(labels):
-        for part, found in zip(halves, _halves(usable[label], by_document=by_document), strict=True):
+        cut = _halves(usable[label], by_document=by_document, most_passages=most_passages)
+        for part, found in zip(halves, cut, strict=True):
             part.extend((piece, number) for piece in found)
     training, held_out = (_rows(half, tokenizer=tokenizer, seed=seed) for half in halves)
     return LabelledText(tuple(labels), training, held_out, "other documents" if by_document else "other parts")
 
 
 def _halves(
-    texts: Sequence[list[NDArray[np.int64]]], *, by_document: bool
+    texts: Sequence[list[NDArray[np.int64]]], *, by_document: bool, most_passages: int
 ) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
     """Passages of a label to train on and to score, of all of its documents equally many as far as they go."""
     if by_document:
@@ -239,8 +247,8 @@ def _halves(
         cuts = [max(1, round((1 - _HELD_OUT_SHARE) * len(pieces))) for pieces in texts]
         kept = [pieces[:cut] for pieces, cut in zip(texts, cuts, strict=True)]
         aside = [pieces[cut:] for pieces, cut in zip(texts, cuts, strict=True)]
-    most = round(_HELD_OUT_SHARE * _MOST_PASSAGES)
-    return _evenly(kept, most=_MOST_PASSAGES - most), _evenly(aside, most=most)
+    most = round(_HELD_OUT_SHARE * most_passages)
+    return _evenly(kept, most=most_passages - most), _evenly(aside, most=most)
 
 
 def _evenly(texts: Sequence[list[NDArray[np.int64]]], *, most: int) -> list[NDArray[np.int64]]:

@@ -15,6 +15,7 @@ from sortyard.studies.trained.arms import Arm
 from sortyard.studies.trained.curves import Curve, read_curve
 from sortyard.studies.trained.examples import Answers, read_answers, resampled_gain
 from sortyard.studies.trained.runs import ArmRun, Task, planned_runs, prepare_text, train
+from sortyard.training.session import choose_device
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
@@ -100,11 +101,12 @@ def run_trained(
         InputError: text, recipe or folder cannot be used.
     """
     work.mkdir(parents=True, exist_ok=True)
+    loop = pretrain_section(plan.recipe).loop
     data = prepare_text(plan.recipe, data=plan.data, work=work, say=say)
     _check_same_text(data, work=work)
     pretraining, finetuning = planned_runs(study.arms, seeds=plan.seeds, data=data, work=work, task=plan.task)
     result = new_result(
-        study.name, what=study.what, command=plan.command(study.name), seed=0, threads=1, device="cpu",
+        study.name, what=study.what, command=plan.command(study.name), seed=0, threads=1, device=choose_device(loop).type,
         settings={
             "recipe": plan.recipe.model_dump(mode="json", exclude={"pretrain": {"data": {"path"}}, "finetune": True}),
             "arms": {arm.name: arm.title for arm in study.arms},
