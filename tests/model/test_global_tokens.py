@@ -86,4 +86,4 @@ def test_a_mark_at_a_pad_is_no_token(ids, marked):
 def test_marks_of_another_shape_are_refused(ids):
     segments, spec = make_segments(2, 40, device="cpu"), build().config.options().to_spec()
     with pytest.raises(ValueError, match=r"global_tokens has shape \(1, 40\); it must be \[B, T\] = \(2, 40\)"):
-        list(make_groups(segments, spec, causal=False, global_tokens=torch.ones(1, 40, dtype=torch.bool)))
+        make_groups(segments, spec, causal=False, global_tokens=torch.ones(1, 40, dtype=torch.bool))

@@ -188,7 +188,7 @@ def test_the_wider_groups_of_a_gpu_change_no_sequence(
     )  # of one tree depth: 30 to 32, 33 to 64
     inputs = draw(240, heads=2)
     segments = make_segments(1, 240, cu_seqlens=bounds, device=DEVICE)
-    found = list(make_groups(segments, SPEC, causal=causal, global_tokens=None))
+    found = make_groups(segments, SPEC, causal=causal, global_tokens=None)
     assert causal or len(found) == 4
     packed = gradients(bucket_attention(*inputs, SPEC, causal=causal, cu_seqlens=bounds, backend=backend), inputs)
     weight = torch.randn(packed[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(DEVICE)
@@ -248,7 +248,7 @@ def test_nothing_reads_pads_or_uninitialised_memory(causal: bool, poisoned: pyte
     clean, shorter = draw(60, batch=2, dtype=torch.float32), 48 if causal else 57
     mask = torch.arange(60, device=DEVICE) < torch.tensor([[60], [shorter]], device=DEVICE)
     segments = make_segments(2, 60, key_padding_mask=mask, device=DEVICE)
-    group = next(make_groups(segments, SPEC, causal=causal, global_tokens=None))
+    group = make_groups(segments, SPEC, causal=causal, global_tokens=None)[0]
     assert group.lengths == (60, shorter)
     dirty = tuple(x.detach().masked_fill(~mask[:, None, :, None], torch.nan).requires_grad_() for x in clean)
     found = [
@@ -271,7 +271,7 @@ def test_model_layout_is_read_and_written_without_copies() -> None:
 def test_wide_beams_choose_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, _ = draw(60)
     for causal in (False, True):
-        group = next(make_groups(make_segments(1, 60, device=DEVICE), SPEC, causal=causal, global_tokens=None))
+        group = make_groups(make_segments(1, 60, device=DEVICE), SPEC, causal=causal, global_tokens=None)[0]
         monkeypatch.setattr(launches, "BLOCKING", launches.Blocking())
         narrow = triton_choose(q, k, SPEC, group=group, causal=causal)
         monkeypatch.setattr(launches, "BLOCKING", launches.Blocking(lanes=1))
@@ -284,7 +284,7 @@ def test_wide_beams_choose_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_equal_keys_go_left_by_position() -> None:
     q, k, _ = draw(100)
-    group = next(make_groups(make_segments(1, 100, device=DEVICE), SPEC, causal=False, global_tokens=None))
+    group = make_groups(make_segments(1, 100, device=DEVICE), SPEC, causal=False, global_tokens=None)[0]
     tree = triton_choose(q, k[..., :1, :].expand_as(k), SPEC, group=group, causal=False)
     leaf = (tree.leaves.slot_of // tree.leaves.width)[0, 0]
     assert leaf.tolist() == [((position + 1) * 16 - 1) // 100 for position in range(100)]

@@ -1,5 +1,7 @@
 """Every backend of grouped_mlp against the masked reference, values and gradients."""
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -129,7 +131,7 @@ def test_a_changed_routing_changes_the_result():
 @pytest.mark.parametrize("width", [D, 18], ids=["aligned", "unaligned"])
 def test_backend_chosen_is_one_that_runs(dtype, width):
     x, up, down = (torch.randn(*shape).to(dtype) for shape in ((5, width), (E, F, width), (E, width, F)))
-    assert choose_backend(x, up=up, down=down) == "fused"
+    assert choose_backend(x, up=up, down=down, copies=10**6) == "fused"
     out = grouped_mlp(x, random_routing(5, dtype=torch.float32), up=up, down=down)
     assert out.isfinite().all()
 
@@ -151,7 +153,10 @@ def test_a_gpu_gets_torchs_kernel_where_it_runs(dtype, width, expected, monkeypa
     x, up, down = (
         torch.empty(*shape, dtype=dtype, device="meta") for shape in ((5, width), (E, F, width), (E, width, F))
     )
-    assert choose_backend(x, up=up, down=down) == expected
+    assert choose_backend(x, up=up, down=down, copies=1000) == expected
+    monkeypatch.setattr(sys.modules["sortyard.ops.grouped_mlp"], "is_available", lambda device: True)
+    many = "triton" if (dtype, expected) == (torch.bfloat16, "grouped") else expected
+    assert choose_backend(x, up=up, down=down, copies=200_000) == many
 
 
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float64, D), (torch.float32, 18)], ids=["float64", "unaligned"])

@@ -108,7 +108,7 @@ def bucket_numbers(inputs: LayerInputs) -> Int[Tensor, "H T"] | None:
     if not isinstance(group.shape, TreeShape):
         return None
     choose = find_choice(choose_backend(device=q.device))
-    leaves = choose(group.gather(q), group.gather(k), spec, group=group, causal=causal).leaves
+    leaves = choose(q, k, spec, group=group, causal=causal).leaves
     return (leaves.slot_of // leaves.width)[0, :, : q.shape[2]]
 
 

@@ -1,7 +1,9 @@
 """Which positions of a batch form one sequence: padding and packing, settled once a batch."""
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -24,6 +26,7 @@ class Segments:
         is_traced: Made while a graph is traced, where nothing can come to the host: `lengths`, `counts` and
             `token_index` are empty, and `is_trivial` is False. Operators that need them rebuild the segments with
             `restore_segments`.
+        kept: What an operator made of the sequences and needs again in the next layer.
     """
 
     batch_size: int
@@ -35,6 +38,7 @@ class Segments:
     positions: Int[Tensor, "B T"]
     is_trivial: bool
     is_traced: bool = False
+    kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_tokens(self) -> int:

@@ -1,15 +1,17 @@
 """Bucket attention: softmax attention over exact keys nearby and summaries of the rest; README.md derives it."""
 
+from contextlib import nullcontext
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sortyard.ops.bucket_attention.backend import Backend, available_backends, choose_backend
 from sortyard.ops.bucket_attention.compiled import compiled_tree_attention
 from sortyard.ops.bucket_attention.dense import dense_attention
-from sortyard.ops.bucket_attention.groups import Group, make_groups, scatter_groups
+from sortyard.ops.bucket_attention.groups import Group, gather_groups, make_groups, scatter_groups
 from sortyard.ops.bucket_attention.inputs import check_inputs
 from sortyard.ops.bucket_attention.operator import call_operator
 from sortyard.ops.bucket_attention.reference import attend_relation, reference_relation
@@ -20,7 +22,9 @@ from sortyard.ops.bucket_attention.shapes import RoundsShape, expected_sparsity,
 from sortyard.ops.bucket_attention.spec import BucketSpec
 from sortyard.ops.bucket_attention.tree import tree_attention
 from sortyard.ops.bucket_attention.weights import bucket_weights, dense_weights
-from sortyard.ops.segments import Segments, find_segments, make_segments
+from sortyard.ops.segments import Segments, find_segments
+
+_PLANLESS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def bucket_attention(
@@ -83,8 +87,7 @@ def bucket_attention(
             return dense_attention(q, k, v, segments=segments, causal=causal, dropout_p=dropout_p)
         groups = make_groups(segments, spec, causal=causal, global_tokens=global_tokens)
         outputs = []
-        for group in groups:
-            query, key, value = (group.gather(x) for x in (q, k, v))
+        for group, query, key, value in zip(groups, *(gather_groups(x, groups) for x in (q, k, v)), strict=True):
             attend = _find_attention(group, chosen)
             out = attend(query, key, value, spec, group=group, causal=causal, dropout_p=dropout_p)
             outputs.append((group, out))
@@ -133,8 +136,9 @@ def _dense_group(
     causal: bool,
     dropout_p: float,
 ) -> Float[Tensor, "S H n K"]:
-    within = make_segments(*group.real.shape, key_padding_mask=group.real, device=q.device)
-    return dense_attention(q, k, v, segments=within, causal=causal, dropout_p=dropout_p)
+    # cuDNN plans anew for every shape, for some 10 ms, and groups have a new shape in every batch.
+    with nullcontext() if q.device.type == "cpu" else sdpa_kernel(_PLANLESS):
+        return dense_attention(q, k, v, segments=group.segments, causal=causal, dropout_p=dropout_p)
 
 
 __all__ = [

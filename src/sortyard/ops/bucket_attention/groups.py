@@ -1,7 +1,10 @@
 """Sequences of one shape side by side: out of the batch, and back into it."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +23,9 @@ class Group:
         shape: How their buckets are made; None for dense attention.
         sequences: Their numbers in the segments.
         lengths: Their real tokens.
-        tokens: Flattened b * T + t of each place, 0 at pads; None if the group is the whole batch as it lies.
+        tokens: Flattened b * T + t of the real tokens, sequence after sequence; None if the group is the whole batch
+            as it lies.
+        places: Where they go: flattened s * n + place.
         real: Which places hold a token.
         globals_at: Positions of the global tokens, -1 at places without one.
     """
@@ -28,7 +33,8 @@ class Group:
     shape: TreeShape | RoundsShape | None
     sequences: tuple[int, ...]
     lengths: tuple[int, ...]
-    tokens: Int[Tensor, "S n"] | None
+    tokens: Int[Tensor, " tokens"] | None
+    places: Int[Tensor, " tokens"]
     real: Bool[Tensor, "S n"]
     globals_at: Int[Tensor, "S g"]
 
@@ -42,11 +48,21 @@ class Group:
         """Whether no sequence is padded."""
         return min(self.lengths) == max(self.lengths)
 
-    def gather(self, x: Float[Tensor, "B H T K"]) -> Float[Tensor, "S H n K"]:
-        """Take the group's tokens out of a batch."""
-        if self.tokens is None:
-            return x
-        return x.transpose(1, 2).flatten(0, 1)[self.tokens].transpose(1, 2)
+    @cached_property
+    def segments(self) -> Segments:
+        """The group as a batch of its own, a sequence a row."""
+        S, n = self.real.shape
+        row, place = (torch.arange(count, device=self.real.device) for count in (S, n))
+        ids, positions = torch.where(self.real, row[:, None], -1), torch.where(self.real, place, 0)
+        counts = self.real.sum(-1)
+        return Segments(S, n, self.lengths, counts, self.places, ids, positions, is_trivial=self.is_full)
+
+    def spread(self, x: Float[Tensor, "tokens H K"]) -> Float[Tensor, "S H n K"]:
+        """Put the group's tokens at their places; pads are zeros."""
+        S, n = self.real.shape
+        if not self.is_full:
+            x = x.new_zeros(S * n, *x.shape[1:]).index_copy(0, self.places, x)
+        return x.view(S, n, *x.shape[1:]).transpose(1, 2)
 
 
 def make_groups(
@@ -55,8 +71,8 @@ def make_groups(
     *,
     causal: bool,
     global_tokens: Bool[Tensor, "B T"] | None,
-) -> Iterator[Group]:
-    """Group the sequences of a batch by the shape of their buckets.
+) -> Sequence[Group]:
+    """Group the sequences of a batch by the shape of their buckets; layers of the same settings share the groups.
 
     Args:
         segments: The batch's sequences.
@@ -64,7 +80,7 @@ def make_groups(
         causal: Whether a query sees only keys at or before it.
         global_tokens: Tokens that every query reads, besides the first ones; counting them costs a host sync.
 
-    Yields:
+    Returns:
         The groups, in order of their first sequence.
 
     Raises:
@@ -73,14 +89,17 @@ def make_groups(
     expected = (segments.batch_size, segments.length)
     if global_tokens is not None and tuple(global_tokens.shape) != expected:
         raise ValueError(f"global_tokens has shape {tuple(global_tokens.shape)}; it must be [B, T] = {expected}")
+    if global_tokens is None and (spec, causal) in segments.kept:
+        return segments.kept[spec, causal]  # type: ignore[no-any-return]
     on_cpu = segments.token_index.device.type == "cpu"
     members: dict[Hashable, list[int]] = {}
     for number, length in enumerate(segments.lengths):
         key = _group_key(resolve_shape(spec, length, causal), length, spec=spec, causal=causal, on_cpu=on_cpu)
         members.setdefault(key, []).append(number)
-    for numbers in members.values():
-        longest = max(segments.lengths[number] for number in numbers)
-        yield _make_group(segments, spec, resolve_shape(spec, longest, causal), numbers, global_tokens)
+    groups = [_make_group(segments, spec, numbers, causal, global_tokens) for numbers in members.values()]
+    if global_tokens is None:
+        segments.kept[spec, causal] = groups
+    return groups
 
 
 def _group_key(
@@ -102,29 +121,32 @@ def _group_key(
 def _make_group(
     segments: Segments,
     spec: BucketSpec,
-    shape: TreeShape | RoundsShape | None,
     numbers: list[int],
+    causal: bool,
     global_tokens: Bool[Tensor, "B T"] | None,
 ) -> Group:
+    # Whatever follows from the lengths is computed from what the host knows of them: asking a GPU stops it.
     lengths = tuple(segments.lengths[number] for number in numbers)
-    device = segments.token_index.device
-    place = torch.arange(max(lengths), device=device)
-    real = place < torch.tensor(lengths, device=device)[:, None]
-    tokens = None
-    if not segments.is_trivial:
-        starts = [0]
-        for length in segments.lengths:
-            starts.append(starts[-1] + length)
-        first = torch.tensor([starts[number] for number in numbers], device=device)
-        tokens = segments.token_index[torch.where(real, first[:, None] + place, 0)]
+    longest, total, device = max(lengths), sum(lengths), segments.token_index.device
+    starts = [0, *accumulate(segments.lengths)]
+    facts = torch.tensor([[starts[number] for number in numbers], lengths], device=device)
+    place = torch.arange(longest, device=device)
+    real = place < facts[1][:, None]
+    of_sequence = torch.repeat_interleave(torch.arange(len(numbers), device=device), facts[1], output_size=total)
+    within = torch.arange(total, device=device) - (facts[1].cumsum(0) - facts[1])[of_sequence]
+    tokens = None if segments.is_trivial else segments.token_index[facts[0][of_sequence] + within]
+    places = of_sequence * longest + within
     chosen = (place < spec.num_global_tokens) & real
-    count = min(spec.num_global_tokens, max(lengths))
+    count = min(spec.num_global_tokens, longest)
     if global_tokens is not None:
-        marked = global_tokens if tokens is None else global_tokens.flatten()[tokens]
-        chosen = chosen | (marked & real)
+        marked = global_tokens.flatten()
+        chosen = chosen | torch.zeros_like(real).flatten().index_copy(
+            0, places, marked if tokens is None else marked[tokens]
+        ).view_as(real)
         count = int(chosen.sum(-1).max())
     at = (~chosen).to(torch.uint8).argsort(dim=-1, stable=True)[:, :count]
-    return Group(shape, tuple(numbers), lengths, tokens, real, torch.where(chosen.gather(-1, at), at, -1))
+    globals_at = torch.where(chosen.gather(-1, at), at, -1)
+    return Group(resolve_shape(spec, longest, causal), tuple(numbers), lengths, tokens, places, real, globals_at)
 
 
 def scatter_groups(
@@ -134,9 +156,60 @@ def scatter_groups(
     if len(outputs) == 1 and outputs[0][0].tokens is None:
         return outputs[0][1]
     B, H, T, K = like.shape
-    tokens = [group.tokens[group.real] for group, _ in outputs if group.tokens is not None]
-    values = [out.transpose(1, 2)[group.real] for group, out in outputs]
+    values = []
+    for group, out in outputs:
+        flat = out.transpose(1, 2).flatten(0, 1)
+        values.append(flat if group.is_full else take_rows(flat, group.places))
     flat = like.new_zeros(B * T, H, K)
     if values:
-        flat = flat.index_copy(0, torch.cat(tokens), torch.cat(values))
+        flat = flat.index_copy(0, _tokens_of([group for group, _ in outputs]), torch.cat(values))
     return flat.view(B, T, H, K).transpose(1, 2)
+
+
+def gather_groups(x: Float[Tensor, "B H T K"], groups: Sequence[Group]) -> list[Float[Tensor, "_S H _n K"]]:
+    """Take the groups' tokens out of a batch.
+
+    Args:
+        x: Queries, keys or values of the batch.
+        groups: All of its groups.
+
+    Returns:
+        Those of each group; zeros at pads.
+    """
+    if len(groups) == 1 and groups[0].tokens is None:
+        return [x]
+    if not groups:
+        return []
+    taken = take_rows(x.transpose(1, 2).flatten(0, 1), _tokens_of(groups))
+    parts = torch.split(taken, [sum(group.lengths) for group in groups])
+    return [group.spread(part) for group, part in zip(groups, parts, strict=True)]
+
+
+def _tokens_of(groups: Sequence[Group]) -> Int[Tensor, " tokens"]:
+    return torch.cat([group.places if group.tokens is None else group.tokens for group in groups])
+
+
+class _TakeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.num_rows = len(table)
+        return table.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return grad.new_zeros(ctx.num_rows, *grad.shape[1:]).index_copy_(0, index, grad), None
+
+
+def take_rows(table: Float[Tensor, "rows H K"], index: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens H K"]:
+    """Rows of a table, none of which is taken twice, so that their gradients are copied where others are added.
+
+    Args:
+        table: The rows.
+        index: Different ones of their numbers.
+
+    Returns:
+        The rows, differentiable with respect to the table.
+    """
+    return _TakeRows.apply(table, index)  # type: ignore[no-untyped-call,no-any-return]

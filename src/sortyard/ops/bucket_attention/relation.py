@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sortyard.ops.bucket_attention.backend import choose_backend
 from sortyard.ops.bucket_attention.fast_relation import find_choice, group_relation
-from sortyard.ops.bucket_attention.groups import make_groups
+from sortyard.ops.bucket_attention.groups import gather_groups, make_groups
 from sortyard.ops.bucket_attention.inputs import check_inputs
 from sortyard.ops.bucket_attention.reference import reference_relation
 from sortyard.ops.bucket_attention.relation_value import BucketRelation, SequenceRelation, assemble_relation
@@ -60,7 +60,7 @@ def bucket_relation(
     with torch.autocast(q.device.type, enabled=False):
         if chosen == "reference":
             return reference_relation(q, k, spec, segments=segments, causal=causal, global_tokens=global_tokens)
-        for group in make_groups(segments, spec, causal=causal, global_tokens=global_tokens):
-            query, key = group.gather(q), group.gather(k)
+        groups = make_groups(segments, spec, causal=causal, global_tokens=global_tokens)
+        for group, query, key in zip(groups, *(gather_groups(x, groups) for x in (q, k)), strict=True):
             parts |= group_relation(query, key, spec, group=group, causal=causal, choose=find_choice(chosen))
     return assemble_relation(segments, parts, heads=q.shape[1], multiset=spec.multiset)

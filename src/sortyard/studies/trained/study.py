@@ -106,7 +106,8 @@ def run_trained(
     _check_same_text(data, work=work)
     pretraining, finetuning = planned_runs(study.arms, seeds=plan.seeds, data=data, work=work, task=plan.task)
     result = new_result(
-        study.name, what=study.what, command=plan.command(study.name), seed=0, threads=1, device=choose_device(loop).type,
+        study.name, what=study.what, command=plan.command(study.name), seed=0, threads=1,
+        device=choose_device(loop).type,
         settings={
             "recipe": plan.recipe.model_dump(mode="json", exclude={"pretrain": {"data": {"path"}}, "finetune": True}),
             "arms": {arm.name: arm.title for arm in study.arms},

@@ -1,0 +1,77 @@
+"""Groups of sequences: out of a packed batch and back into it, values and gradients, and once for all layers."""
+
+import torch
+from torch import Tensor
+
+from sortyard.ops import BucketSpec, make_segments
+from sortyard.ops.bucket_attention.groups import gather_groups, make_groups, scatter_groups
+from sortyard.ops.segments import Segments
+
+SPEC = BucketSpec(dense_up_to=16)
+LENGTHS = (70, 9, 70, 30, 3, 12, 66, 15)
+
+
+def packed() -> Segments:
+    mask = torch.ones(3, 100, dtype=torch.bool)
+    mask[0, 79:] = mask[2, 96:] = False
+    starts = torch.tensor([0, 70, 100, 170, 200, 203, 215, 281, 300])
+    return make_segments(3, 100, key_padding_mask=mask, cu_seqlens=starts, device="cpu")
+
+
+def taken_by_index(x: Tensor, segments: Segments, number: int) -> Tensor:
+    """The tokens of one sequence, [H, n, K]."""
+    return x.transpose(1, 2).flatten(0, 1)[segments.ids.flatten() == number].transpose(0, 1)
+
+
+def test_tokens_come_out_in_order_and_pads_are_zeros() -> None:
+    segments = packed()
+    assert segments.lengths == LENGTHS
+    x = torch.randn(3, 2, 100, 4, dtype=torch.float64, requires_grad=True)
+    groups = make_groups(segments, SPEC, causal=False, global_tokens=None)
+    assert len(groups) > 2
+    assert sorted(number for group in groups for number in group.sequences) == list(range(len(segments.lengths)))
+    loss, expected = x.new_zeros(()), x.new_zeros(())
+    for group, rows in zip(groups, gather_groups(x, groups), strict=True):
+        assert rows.shape == (len(group.sequences), 2, group.length, 4)
+        assert not rows.transpose(1, 2)[~group.real].any()
+        for row, number, length in zip(rows, group.sequences, group.lengths, strict=True):
+            own = taken_by_index(x, segments, number)
+            assert torch.equal(row[:, :length], own)
+            loss, expected = loss + (number + row).square().sum(), expected + (number + own).square().sum()
+            expected = expected + number**2 * row[:, length:].numel()
+    torch.testing.assert_close(loss, expected)
+    gradients = [torch.autograd.grad(value, x, retain_graph=True)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*gradients)
+    assert not gradients[0].transpose(1, 2)[segments.ids < 0].any()
+
+
+def test_a_batch_that_is_taken_apart_and_put_together_is_the_same() -> None:
+    segments = packed()
+    x = torch.randn(3, 2, 100, 4, dtype=torch.float64, requires_grad=True)
+    groups = make_groups(segments, SPEC, causal=False, global_tokens=None)
+    whole = scatter_groups(list(zip(groups, gather_groups(x, groups), strict=True)), like=x)
+    real = (segments.ids >= 0)[:, None, :, None]
+    assert torch.equal(whole, x * real)
+    (gradient,) = torch.autograd.grad((whole * whole.detach().cos()).sum(), x)
+    torch.testing.assert_close(gradient, x.detach().cos() * real)
+
+
+def test_layers_of_the_same_settings_share_the_groups() -> None:
+    segments = packed()
+    first = make_groups(segments, SPEC, causal=False, global_tokens=None)
+    assert make_groups(segments, BucketSpec(dense_up_to=16), causal=False, global_tokens=None) is first
+    assert make_groups(segments, SPEC, causal=True, global_tokens=None) is not first
+    assert make_groups(segments, BucketSpec(dense_up_to=0), causal=False, global_tokens=None) is not first
+    marked = torch.zeros(3, 100, dtype=torch.bool)
+    marked[0, 5] = True
+    found = make_groups(segments, SPEC, causal=False, global_tokens=marked)
+    assert [group.globals_at.shape[1] for group in found] != [group.globals_at.shape[1] for group in first]
+    assert make_groups(segments, SPEC, causal=False, global_tokens=None) is first
+
+
+def test_a_group_is_a_batch_of_its_own() -> None:
+    for group in make_groups(packed(), SPEC, causal=False, global_tokens=None):
+        expected = make_segments(*group.real.shape, key_padding_mask=group.real, device="cpu")
+        for name in ("counts", "token_index", "ids", "positions"):
+            assert torch.equal(getattr(group.segments, name), getattr(expected, name)), name
+        assert (group.segments.lengths, group.segments.is_trivial) == (expected.lengths, expected.is_trivial)
