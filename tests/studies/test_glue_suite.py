@@ -41,6 +41,15 @@ def test_every_task_has_settings(task: str, protocol: str) -> None:
         assert (found["lr"], found["batch"], found["schedule"], found["warmup_ratio"]) == (4e-5, 16, "cosine", 0.1)
 
 
+def test_a_setting_for_each_task_gives_small_sets_more_passes() -> None:
+    def found(task: str) -> tuple[object, ...]:
+        settings = settings_of(glue_words(task, protocol="each", changes=[], train="x", dev=None))
+        return tuple(settings[name] for name in ("epochs", "batch", "lr", "schedule"))
+
+    assert found("rte") == found("cola") == (10, 16, 3e-5, "linear")
+    assert found("mnli") == found("sst2") == (3, 32, 3e-5, "linear")
+
+
 @pytest.mark.parametrize(
     "word", ["seed=3", "finetune.task.data=x", "finetune.task.name=rte", "model.num_experts=2", "loop"]
 )

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from sortyard.studies.sparsity.cores import (
 from sortyard.studies.sparsity.knee import Knee, find_knee, knee_text
 from sortyard.studies.sparsity.plan import ADAPTED, AS_IS, SETTING, TASK, Cell, SparsityPlan
 from sortyard.studies.sparsity.settings import capture_projections, find_setting
+from sortyard.studies.sparsity.study import HELD_OUT_TOKENS, _expected
 from sortyard.studies.sparsity.summary import summarise
 from sortyard.studies.sparsity.texts import LabelledText, read_labelled, read_text
 from tests.studies.sparsity_model import made_up, tiny_model
@@ -141,6 +143,18 @@ def test_important_cells_come_first() -> None:
     assert len({cell.key for cell in cells}) == len(cells) == 25
     assert "/somewhere" not in plan().command()
     assert plan(device="cuda").command().endswith(" --device cuda --jobs 1")
+
+
+def test_times_that_nobody_knows_are_guessed_by_what_the_machine_did_before() -> None:
+    study = plan(lengths=(64,), adapt_steps=10)
+    cell, none = Cell(ADAPTED, 64, DENSE, 0.0), SimpleNamespace(cells={})
+    guessed = _expected(cell, study, none)  # type: ignore[arg-type]
+    assert guessed == pytest.approx(10 * 2048 / 2500)
+    scored = Cell(AS_IS, 64, DENSE, 0.0)
+    fast = SimpleNamespace(cells={scored.key: {**scored._asdict(), "seconds": HELD_OUT_TOKENS / 8000 / 6}})
+    assert _expected(cell, study, fast) == pytest.approx(guessed / 6)  # type: ignore[arg-type]
+    fast.cells[cell.key] = {**cell._asdict(), "seconds": 5.0}
+    assert _expected(cell, study, fast) == 5.0  # type: ignore[arg-type]
 
 
 def test_falls_are_relative_to_dense_attention_with_the_same_seed() -> None:

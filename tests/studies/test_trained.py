@@ -15,7 +15,8 @@ from sortyard.studies.trained.arms import ABLATIONS, BASE, DENSE_ACTIVE, DENSE_T
 from sortyard.studies.trained.comparing import at_equal_cost, efficiency
 from sortyard.studies.trained.curves import Curve, loss_at, reached
 from sortyard.studies.trained.examples import Answers, resampled_gain
-from sortyard.studies.trained.runs import ArmRun, prepare_text
+from sortyard.studies.trained.runs import ArmRun, Task, prepare_text
+from sortyard.studies.trained.study import TrainedPlan
 
 SHIPPED = sorted((recipes_folder() / ABLATIONS).glob("*.yaml"))
 LAPTOP = load_recipe("twin-laptop")
@@ -118,6 +119,16 @@ class TestCurves:
         gains = at_equal_cost(ours, other)
         assert gains["steps"]["mean"] == pytest.approx(1.0)
         assert gains["processor_seconds"]["mean"] == pytest.approx(4.0 - 4.5)  # after 30 s: our 15th step
+
+
+def test_a_command_to_repeat_names_no_place_of_this_machine(tmp_path: Path) -> None:
+    loaded = load_recipe("twin-laptop", overrides=["model.num_experts=4", f"tokenizer.path={tmp_path / 'words'}"])
+    task = Task("sst2", str(tmp_path / "glue"))
+    words = TrainedPlan(loaded, str(tmp_path / "texts"), seeds=3, jobs=2, task=task).command("twin")
+    assert words == (
+        "sortyard study twin twin-laptop model.num_experts=4 tokenizer.path=words --data texts --seeds 3 --jobs 2 "
+        "--task sst2 --task-data glue"
+    )
 
 
 class TestRuns:

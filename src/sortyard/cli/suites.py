@@ -33,7 +33,7 @@ ProtocolOption = Annotated[
     str | None,
     typer.Option(
         "--protocol",
-        help="glue: one setting for all tasks (the usual), or each task's shipped recipe.",
+        help="glue: one setting for all tasks (the usual), or each task its own.",
         show_default=False,
         rich_help_panel=PANEL,
     ),
@@ -137,7 +137,7 @@ def _glue(run: Path, data: Sequence[str], words: SuiteWords, output: Output) -> 
         raise InputError("--suite glue needs one --data: a folder with rte_train.parquet and so on, or hub")
     protocol = words.protocol or "one"
     if protocol not in ("one", "each"):
-        raise InputError(f"--protocol {protocol}: expected one (setting for all tasks) or each (task's own recipe)")
+        raise InputError(f"--protocol {protocol}: expected one (setting for all tasks) or each (task its own)")
     from sortyard.data.glue import TASKS
     from sortyard.studies.suites.glue import GluePlan, run_glue
 

@@ -16,7 +16,7 @@ TITLES = {
 MISSING = "-"
 PROTOCOLS = {
     "one": "one setting for all tasks",
-    "each": "the settings of each task's shipped recipe",
+    "each": "settings of each task's own",
 }
 
 

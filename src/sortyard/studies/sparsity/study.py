@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -203,7 +204,13 @@ def _expected(cell: Cell, plan: SparsityPlan, result: BenchResult) -> float:
     from sortyard.studies.sparsity.measuring import ADAPT_TOKENS, TASK_TOKENS
 
     tokens = {ADAPTED: plan.adapt_steps * ADAPT_TOKENS, TASK: plan.task_steps * TASK_TOKENS}
-    return tokens.get(cell.measure, HELD_OUT_TOKENS) / _GUESSED[cell.measure]
+    return tokens.get(cell.measure, HELD_OUT_TOKENS) / _GUESSED[cell.measure] / _speed(result)
+
+
+def _speed(result: BenchResult) -> float:
+    """How many times as fast as guessed this machine scores; 1 as long as nothing is scored."""
+    scored = [float(cell["seconds"]) for cell in result.cells.values() if cell["measure"] == AS_IS]
+    return HELD_OUT_TOKENS / _GUESSED[AS_IS] / max(statistics.median(scored), 0.1) if scored else 1.0
 
 
 def _of_kind(cell: Cell, cells: Mapping[str, Json]) -> list[float]:

@@ -33,7 +33,7 @@ class GluePlan:
         model: A run, a model's folder or a hub name.
         data: Folder of the tasks' files, or "hub".
         tasks: Names of tasks.
-        protocol: `one` setting for all, or `each` task's shipped recipe.
+        protocol: `one` setting for all, or what suits `each`.
         changes: Settings that win over the protocol's.
         seeds: Runs of a task, with seeds 0, 1, ...
         jobs: Runs at a time.

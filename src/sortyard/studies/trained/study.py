@@ -55,7 +55,7 @@ class TrainedPlan:
 
     def command(self, verb: str) -> str:
         """Return the command line that asks for this plan, without places of this machine."""
-        words = [self.loaded.source.stem, *self.loaded.overrides, f"--data {Path(self.data).name}"]
+        words = [self.loaded.source.stem, *map(_without_place, self.loaded.overrides), f"--data {Path(self.data).name}"]
         words += [f"--seeds {self.seeds} --jobs {self.jobs}"]
         words += [f"--task {self.task.name} --task-data {Path(self.task.data).name}"] if self.task else []
         return " ".join(["sortyard study", verb, *words])
@@ -127,6 +127,12 @@ def run_trained(
     train([*pretraining, *finetuning], jobs=plan.jobs, say=say, after=collect)
     collect()
     return result, study.write_text(result)
+
+
+def _without_place(override: str) -> str:
+    """A setting as it was given, but of a path its last part only."""
+    key, _, value = override.partition("=")
+    return f"{key}={Path(value).name}" if Path(value).is_absolute() else override
 
 
 def _check_same_text(data: Path, *, work: Path) -> None:
