@@ -1,9 +1,12 @@
 """Groups of sequences: out of a packed batch and back into it, values and gradients, and once for all layers."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sortyard.ops import BucketSpec, make_segments
+from sortyard.ops import BucketSpec, dense_attention, make_segments
 from sortyard.ops.bucket_attention.groups import gather_groups, make_groups, scatter_groups
 from sortyard.ops.segments import Segments
 
@@ -75,3 +78,32 @@ def test_a_group_is_a_batch_of_its_own() -> None:
         for name in ("counts", "token_index", "ids", "positions"):
             assert torch.equal(getattr(group.segments, name), getattr(expected, name)), name
         assert (group.segments.lengths, group.segments.is_trivial) == (expected.lengths, expected.is_trivial)
+
+
+class _Asked(TorchDispatchMode):
+    """Which operators ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, _: Any, words: Any = (), named: Any = None) -> Any:
+        self.names.add(function.overloadpacket.__name__)
+        return function(*words, **(named or {}))
+
+
+def test_a_gpu_is_asked_nothing_and_adds_no_rows() -> None:
+    """On a GPU these stop the host, or add to one row many times, one after another."""
+    segments = packed()
+    x = torch.randn(3, 2, 100, 4, requires_grad=True)
+    with _Asked() as asked:
+        groups = make_groups(segments, SPEC, causal=False, global_tokens=None)
+        parts = gather_groups(x, groups)
+        attended = [
+            dense_attention(part, part, part, segments=group.segments)
+            for group, part in zip(groups, parts, strict=True)
+        ]
+        scatter_groups(list(zip(groups, attended, strict=True)), like=x).square().sum().backward()
+    assert "index_copy" in asked.names
+    stopping = {"nonzero", "_local_scalar_dense", "masked_select", "bincount"}
+    assert not asked.names & (stopping | {"index_put", "index_put_", "_index_put_impl_", "index_add", "index_add_"})
