@@ -13,6 +13,7 @@ from sortyard.errors import InputError
 from sortyard.model.attention.dense import DenseCore
 from sortyard.studies.sparsity.cores import (
     DENSE,
+    LOCAL,
     SELECTIONS,
     TREE,
     Setting,
@@ -24,6 +25,7 @@ from sortyard.studies.sparsity.cores import (
 from sortyard.studies.sparsity.knee import Knee, find_knee, knee_text
 from sortyard.studies.sparsity.plan import ADAPTED, AS_IS, SETTING, TASK, Cell, SparsityPlan
 from sortyard.studies.sparsity.settings import capture_projections, find_setting
+from sortyard.studies.sparsity.sparsity_page import sparsity_figures
 from sortyard.studies.sparsity.study import HELD_OUT_TOKENS, _expected
 from sortyard.studies.sparsity.summary import summarise
 from sortyard.studies.sparsity.texts import LabelledText, read_labelled, read_text
@@ -173,6 +175,18 @@ def test_falls_are_relative_to_dense_attention_with_the_same_seed() -> None:
     assert tree["points"][1]["fall_by_seed"] == pytest.approx({"0": 0.02, "1": 0.04})
     assert tree["knee"]["sparsity"] == pytest.approx(0.52 + 0.4 / 3)
     assert tree["knee_by_seed"]["0"]["sparsity"] == pytest.approx(0.72)
+
+
+@pytest.mark.parametrize(("worst", "is_cut"), [(0.05, False), (1.2, True)])
+def test_a_picture_shows_falls_of_one_per_cent(worst: float, is_cut: bool) -> None:
+    cells = {}
+    for selection, share, score in ((DENSE, 0.0, 4.0), (TREE, 0.5, 4.01), (LOCAL, 0.5, 4.0 * (1 + worst))):
+        cell = Cell(AS_IS, 64, selection, share)
+        cells[cell.key] = {**cell._asdict(), "score": score}
+        setting = Cell(SETTING, 64, selection, share)
+        cells[setting.key] = {**setting._asdict(), "measured": share}
+    (figure,) = sparsity_figures(SimpleNamespace(summary=summarise(cells)))  # type: ignore[arg-type]
+    assert figure.layout["yaxis"].get("range") == ([-0.5, 10.0] if is_cut else None)
 
 
 def test_passages_are_whole_and_of_other_documents(tmp_path: Path) -> None:

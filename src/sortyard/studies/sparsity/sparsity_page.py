@@ -20,6 +20,7 @@ _LOOKS = {
 }  # fmt: skip
 _SHORT = {AS_IS: "without fine-tuning", ADAPTED: "fine-tuned on text", TASK: "fine-tuned on the task"}
 _AIMED_AT = 0.95
+_SHOWN = 10.0  # per cent of fall: far above the knee, and little beside what random keys lose
 
 
 def sparsity_text(result: BenchResult) -> str:
@@ -142,7 +143,7 @@ def _section(result: BenchResult, length: int) -> Section:
     for panel in panels:
         traces = [_trace(name, found, named=name not in named) for name, found in panel["selections"].items()]
         named |= set(panel["selections"])
-        axis = {"ticksuffix": " %", "zeroline": True, "tickformat": "~g"}
+        axis = {"ticksuffix": " %", "zeroline": True, "tickformat": "~g", **_range(panel)}
         what = "accuracy lost" if panel["measure"] == TASK else "loss gained"
         stack.add(f"Relative {what}, {_SHORT[panel['measure']]}", height=280, traces=traces, axis=axis)
     height = stack.finish(x_title="pairs left out, % (measured)")
@@ -153,7 +154,8 @@ def _section(result: BenchResult, length: int) -> Section:
         id=f"sparsity-{length}",
         title=f"{length_text(length)} tokens",
         caption="Lower is better; 0 is dense attention with the same data and seeds. Points are means over seeds, bars "
-        "their range. The dotted line is the aim of 95 %. A name in the legend hides its curve.",
+        f"their range; what lies above {_SHOWN:g} % is cut off, the tables have it. The dotted line is the aim of "
+        "95 %. A name in the legend hides its curve.",
         description=f"Relative fall of the score by measured sparsity at {length} tokens, a line a selection.",
         height=height,
         data=tuple(stack.traces),
@@ -161,6 +163,14 @@ def _section(result: BenchResult, length: int) -> Section:
         tables=tuple(table for panel in panels for table in _tables(panel)),
     )
     return Section(id=f"length-{length}", title=f"{length_text(length)} tokens", figures=(figure,))
+
+
+def _range(panel: Json) -> Json:
+    """A vertical axis on which falls of one per cent can be seen."""
+    falls = [100 * float(point["fall"]) for found in panel["selections"].values() for point in found["points"]]
+    if max(falls) <= _SHOWN:
+        return {}
+    return {"range": [min(0.0, *falls) - 0.05 * _SHOWN, _SHOWN]}
 
 
 def _trace(name: str, selection: Json, *, named: bool) -> Json:
