@@ -245,7 +245,7 @@ def measure_parts(inputs: list[Tensor], repetitions: int) -> dict[str, float]:
     """Median seconds of the steps before attention; attention itself is the rest of the forward pass."""
     q, k, v = (x.detach() for x in inputs)
     S, H, n, K = q.shape
-    group = next(make_groups(make_segments(1, n, device=DEVICE), SPEC, causal=False, global_tokens=None))
+    (group,) = make_groups(make_segments(1, n, device=DEVICE), SPEC, causal=False, global_tokens=None)
     problem = make_problem((S, H, n, K), SPEC, dtype=q.dtype, device=q.device, group=group, causal=False)
     order = sort_keys(q, k, problem)
     tree = sum_tree(k, v, order, problem, needs_spreads=problem.adds_spread)

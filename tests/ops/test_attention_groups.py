@@ -92,8 +92,8 @@ class _Asked(TorchDispatchMode):
         return function(*words, **(named or {}))
 
 
-def test_a_gpu_is_asked_nothing_and_adds_no_rows() -> None:
-    """On a GPU these stop the host, or add to one row many times, one after another."""
+def test_no_operator_brings_facts_to_the_host_or_adds_rows() -> None:
+    """On a GPU such operators stop the host, or add to one row many times, one after another."""
     segments = packed()
     x = torch.randn(3, 2, 100, 4, requires_grad=True)
     with _Asked() as asked:

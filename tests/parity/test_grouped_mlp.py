@@ -154,7 +154,7 @@ def test_a_gpu_gets_torchs_kernel_where_it_runs(dtype, width, expected, monkeypa
         torch.empty(*shape, dtype=dtype, device="meta") for shape in ((5, width), (E, F, width), (E, width, F))
     )
     assert choose_backend(x, up=up, down=down, copies=1000) == expected
-    monkeypatch.setattr(sys.modules["sortyard.ops.grouped_mlp"], "is_available", lambda device: True)
+    monkeypatch.setattr(sys.modules["sortyard.ops.grouped_mlp"], "is_compiled", lambda device: True)
     many = "triton" if (dtype, expected) == (torch.bfloat16, "grouped") else expected
     assert choose_backend(x, up=up, down=down, copies=200_000) == many
 

@@ -122,11 +122,13 @@ class TestCurves:
 
 
 def test_a_command_to_repeat_names_no_place_of_this_machine(tmp_path: Path) -> None:
-    loaded = load_recipe("twin-laptop", overrides=["model.num_experts=4", f"tokenizer.path={tmp_path / 'words'}"])
+    places = [f"tokenizer.path={tmp_path / 'words'}", f'pretrain.data.path="{tmp_path / "corpus"}"']
+    loaded = load_recipe("twin-laptop", overrides=["model.num_experts=4", *places, "pretrain.loop.trackers=[]"])
     task = Task("sst2", str(tmp_path / "glue"))
     words = TrainedPlan(loaded, str(tmp_path / "texts"), seeds=3, jobs=2, task=task).command("twin")
     assert words == (
-        "sortyard study twin twin-laptop model.num_experts=4 tokenizer.path=words --data texts --seeds 3 --jobs 2 "
+        "sortyard study twin twin-laptop model.num_experts=4 tokenizer.path=words pretrain.data.path=corpus "
+        "pretrain.loop.trackers=[] --data texts --seeds 3 --jobs 2 "
         "--task sst2 --task-data glue"
     )
 

@@ -38,7 +38,7 @@ class Segments:
     positions: Int[Tensor, "B T"]
     is_trivial: bool
     is_traced: bool = False
-    kept: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    kept: dict[Hashable, Any] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
     def num_tokens(self) -> int:

@@ -24,18 +24,13 @@ from sortyard.training.weights import export_model, load_model_tensors, model_te
 
 
 def prepare_device(options: LoopOptions) -> torch.device:
-    """The device to train on, after setting torch's number of threads; see `choose_device`."""
-    if options.num_threads:
-        torch.set_num_threads(options.num_threads)
-    return choose_device(options)
-
-
-def choose_device(options: LoopOptions) -> torch.device:
-    """The device to train on.
+    """The device to train on, after setting torch's number of threads.
 
     Raises:
         InputError: a GPU is asked for and there is none.
     """
+    if options.num_threads:
+        torch.set_num_threads(options.num_threads)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but torch sees no GPU here: set device to cpu or auto")
     use_gpu = options.device != "cpu" and torch.cuda.is_available()

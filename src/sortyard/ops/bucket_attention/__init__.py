@@ -1,12 +1,12 @@
 """Bucket attention: softmax attention over exact keys nearby and summaries of the rest; README.md derives it."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sortyard.ops.bucket_attention.backend import Backend, available_backends, choose_backend
 from sortyard.ops.bucket_attention.compiled import compiled_tree_attention
@@ -23,8 +23,6 @@ from sortyard.ops.bucket_attention.spec import BucketSpec
 from sortyard.ops.bucket_attention.tree import tree_attention
 from sortyard.ops.bucket_attention.weights import bucket_weights, dense_weights
 from sortyard.ops.segments import Segments, find_segments
-
-_PLANLESS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def bucket_attention(
@@ -137,8 +135,24 @@ def _dense_group(
     dropout_p: float,
 ) -> Float[Tensor, "S H n K"]:
     # cuDNN plans anew for every shape, for some 10 ms, and groups have a new shape in every batch.
-    with nullcontext() if q.device.type == "cpu" else sdpa_kernel(_PLANLESS):
+    with _without_cudnn():
         return dense_attention(q, k, v, segments=group.segments, causal=causal, dropout_p=dropout_p)
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Leave cuDNN's attention out where another kernel is allowed; which others are stays as it is."""
+    cuda = torch.backends.cuda
+    was_enabled = cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    others = (cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.math_sdp_enabled)
+    if not was_enabled or not any(enabled() for enabled in others):  # type: ignore[no-untyped-call]
+        yield
+        return
+    cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        cuda.enable_cudnn_sdp(was_enabled)
 
 
 __all__ = [

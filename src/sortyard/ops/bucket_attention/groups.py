@@ -89,16 +89,17 @@ def make_groups(
     expected = (segments.batch_size, segments.length)
     if global_tokens is not None and tuple(global_tokens.shape) != expected:
         raise ValueError(f"global_tokens has shape {tuple(global_tokens.shape)}; it must be [B, T] = {expected}")
-    if global_tokens is None and (spec, causal) in segments.kept:
-        return segments.kept[spec, causal]  # type: ignore[no-any-return]
+    key = (spec, causal, torch.is_inference_mode_enabled())
+    if global_tokens is None and key in segments.kept:
+        return segments.kept[key]  # type: ignore[no-any-return]
     on_cpu = segments.token_index.device.type == "cpu"
     members: dict[Hashable, list[int]] = {}
     for number, length in enumerate(segments.lengths):
-        key = _group_key(resolve_shape(spec, length, causal), length, spec=spec, causal=causal, on_cpu=on_cpu)
-        members.setdefault(key, []).append(number)
+        kind = _group_key(resolve_shape(spec, length, causal), length, spec=spec, causal=causal, on_cpu=on_cpu)
+        members.setdefault(kind, []).append(number)
     groups = [_make_group(segments, spec, numbers, causal, global_tokens) for numbers in members.values()]
     if global_tokens is None:
-        segments.kept[spec, causal] = groups
+        segments.kept[key] = groups
     return groups
 
 
@@ -126,27 +127,36 @@ def _make_group(
     global_tokens: Bool[Tensor, "B T"] | None,
 ) -> Group:
     # Whatever follows from the lengths is computed from what the host knows of them: asking a GPU stops it.
+    # Where groups are kept for the next layer, nothing may be an operator whose results selective checkpointing keeps:
+    # it counts them, and a layer that finds the groups made has fewer.
     lengths = tuple(segments.lengths[number] for number in numbers)
     longest, total, device = max(lengths), sum(lengths), segments.token_index.device
     starts = [0, *accumulate(segments.lengths)]
-    facts = torch.tensor([[starts[number] for number in numbers], lengths], device=device)
+    facts = _to_device(torch.tensor([[starts[number] for number in numbers], lengths]), device)
     place = torch.arange(longest, device=device)
     real = place < facts[1][:, None]
     of_sequence = torch.repeat_interleave(torch.arange(len(numbers), device=device), facts[1], output_size=total)
     within = torch.arange(total, device=device) - (facts[1].cumsum(0) - facts[1])[of_sequence]
     tokens = None if segments.is_trivial else segments.token_index[facts[0][of_sequence] + within]
     places = of_sequence * longest + within
-    chosen = (place < spec.num_global_tokens) & real
-    count = min(spec.num_global_tokens, longest)
+    first = place[: spec.num_global_tokens]
+    globals_at = torch.where(first < facts[1][:, None], first, -1)
     if global_tokens is not None:
-        marked = global_tokens.flatten()
-        chosen = chosen | torch.zeros_like(real).flatten().index_copy(
-            0, places, marked if tokens is None else marked[tokens]
-        ).view_as(real)
-        count = int(chosen.sum(-1).max())
-    at = (~chosen).to(torch.uint8).argsort(dim=-1, stable=True)[:, :count]
-    globals_at = torch.where(chosen.gather(-1, at), at, -1)
+        marked = global_tokens.flatten() if tokens is None else global_tokens.flatten()[tokens]
+        chosen = torch.zeros_like(real).flatten().index_copy(0, places, marked).view_as(real)
+        globals_at = _marked_places(chosen | ((place < spec.num_global_tokens) & real))
     return Group(resolve_shape(spec, longest, causal), tuple(numbers), lengths, tokens, places, real, globals_at)
+
+
+def _marked_places(chosen: Bool[Tensor, "S n"]) -> Int[Tensor, "S g"]:
+    """The chosen places of each row, then -1; how many there are at most is asked of the device."""
+    at = (~chosen).to(torch.uint8).argsort(dim=-1, stable=True)[:, : int(chosen.sum(-1).max())]
+    return torch.where(chosen.gather(-1, at), at, -1)
+
+
+def _to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy without waiting for what the device has to do."""
+    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
 
 
 def scatter_groups(

@@ -11,7 +11,7 @@ from sortyard.ops.grouped_mlp.activations import ACTIVATIONS, activate, check_ac
 from sortyard.ops.grouped_mlp.fused import fused_mlp
 from sortyard.ops.grouped_mlp.reference import masked_mlp
 from sortyard.ops.grouped_mlp.sorted import can_group, sorted_mlp
-from sortyard.ops.grouped_mlp.triton_backend import is_available, triton_mlp
+from sortyard.ops.grouped_mlp.triton_backend import is_available, is_compiled, triton_mlp
 
 _BACKENDS: dict[str, Callable[..., Tensor]] = {
     "reference": masked_mlp,
@@ -21,8 +21,8 @@ _BACKENDS: dict[str, Callable[..., Tensor]] = {
 }
 BACKENDS = tuple(_BACKENDS)
 
-# Routed copies from which our kernels win on an H100, in bf16 with gradients: 131,072 copies take .99 (8 experts) and
-# .67 (64) of the time of torch's kernel, 32,768 take 1.23 and 1.30, where the host holds both up.
+# Routed copies from which our kernels win on an H100, in bf16 and width 768 with gradients: 131,072 copies take .99 (8
+# experts) and .67 (64) of the time of torch's kernel, 32,768 take 1.23 and 1.30, where the host holds both up.
 _TRITON_FROM = 100_000
 
 __all__ = ["ACTIVATIONS", "BACKENDS", "activate", "check_activation", "choose_backend", "grouped_mlp"]
@@ -40,13 +40,14 @@ def choose_backend(
         copies: routed copies of tokens.
 
     Returns:
-        "fused" on a CPU. Elsewhere "triton" for many copies in 16 bits outside of graphs; else "grouped" where torch's
+        "fused" on a CPU. Elsewhere "triton" for many copies in bfloat16 outside of graphs; else "grouped" where torch's
         kernel runs, and "fused" where it does not.
     """
     if x.device.type == "cpu" or not can_group(x, widths=_widths(up, down)):
         return "fused"
-    is_large = copies >= _TRITON_FROM and x.dtype.itemsize == 2 and not torch.compiler.is_compiling()
-    return "triton" if is_large and is_available(x.device) else "grouped"
+    if torch.compiler.is_compiling() or x.dtype != torch.bfloat16:  # asked first: graphs must not depend on the number
+        return "grouped"
+    return "triton" if copies >= _TRITON_FROM and is_compiled(x.device) else "grouped"
 
 
 def grouped_mlp(

@@ -71,7 +71,8 @@ def run_glue(plan: GluePlan, *, display: Display) -> Json:
     for task in tasks:
         display.say(f"task      {task.name}: {_description(task)}")
     folder = suite_folder("glue", model=model, out=plan.out)
-    same = {"suite": "glue", "model": model.digest, "protocol": plan.protocol, "changes": plan.changes}
+    same: Json = {"suite": "glue", "model": model.digest, "protocol": plan.protocol, "changes": plan.changes}
+    same |= {f"settings of {name}": found for name, found in settings.items()}
     check_plan(folder, same | {f"data of {task.name}": _fingerprint(task) for task in tasks if not task.missing})
     runs = {task.name: _runs(plan, task, model=model, folder=folder) for task in tasks}
     order = [runs[name][seed] for seed in range(plan.seeds) for name in runs if runs[name]]

@@ -1,9 +1,13 @@
 """The course of a study of trainings: arms are trained, and whatever is finished is compared and written down."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+import yaml
 
 from sortyard.durable import replace_bytes
 from sortyard.errors import InputError
@@ -15,12 +19,13 @@ from sortyard.studies.trained.arms import Arm
 from sortyard.studies.trained.curves import Curve, read_curve
 from sortyard.studies.trained.examples import Answers, read_answers, resampled_gain
 from sortyard.studies.trained.runs import ArmRun, Task, planned_runs, prepare_text, train
-from sortyard.training.session import choose_device
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
 MEASURED = ("data", "evaluation", "model", "objectives", "ops", "tokenizer", "training")
 EVALUATIONS = 12
+_PLACES = ("/", "~", ".")
+_LOCAL: Any = {"tokenizer": {"path"}, "pretrain": {"data": {"path"}}, "finetune": True}
 
 
 @dataclass(frozen=True)
@@ -107,9 +112,9 @@ def run_trained(
     pretraining, finetuning = planned_runs(study.arms, seeds=plan.seeds, data=data, work=work, task=plan.task)
     result = new_result(
         study.name, what=study.what, command=plan.command(study.name), seed=0, threads=1,
-        device=choose_device(loop).type,
+        device="cuda" if loop.device != "cpu" and torch.cuda.is_available() else "cpu",
         settings={
-            "recipe": plan.recipe.model_dump(mode="json", exclude={"pretrain": {"data": {"path"}}, "finetune": True}),
+            "recipe": plan.recipe.model_dump(mode="json", exclude=_LOCAL),
             "arms": {arm.name: arm.title for arm in study.arms},
             "task": plan.task.name if plan.task else "",
         },
@@ -130,9 +135,14 @@ def run_trained(
 
 
 def _without_place(override: str) -> str:
-    """A setting as it was given, but of a path its last part only."""
-    key, _, value = override.partition("=")
-    return f"{key}={Path(value).name}" if Path(value).is_absolute() else override
+    """A setting as it was given, but of places on this machine their last part only."""
+    key, _, given = override.partition("=")
+    value = yaml.safe_load(given)
+    values = value if isinstance(value, list) else [value]
+    if not any(isinstance(each, str) and each.startswith(_PLACES) for each in values):
+        return override
+    names = [Path(each).name if isinstance(each, str) and each.startswith(_PLACES) else each for each in values]
+    return f"{key}={json.dumps(names) if isinstance(value, list) else names[0]}"
 
 
 def _check_same_text(data: Path, *, work: Path) -> None:

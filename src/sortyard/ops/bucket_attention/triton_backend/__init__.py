@@ -32,9 +32,20 @@ def is_available(device: torch.device | str = "cuda") -> bool:
     """
     if not _has_triton():
         return False
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return True
-    return torch.device(device).type == "cuda" and torch.cuda.is_available()
+    return os.environ.get("TRITON_INTERPRET") == "1" or is_compiled(device)
+
+
+def is_compiled(device: torch.device | str = "cuda") -> bool:
+    """Whether the kernels run on a device as a GPU's own code: is_available says so, and nobody interprets them.
+
+    Args:
+        device: Where the tensors lie.
+
+    Returns:
+        True if so.
+    """
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    return _has_triton() and not is_interpreted and torch.device(device).type == "cuda" and torch.cuda.is_available()
 
 
 def triton_tree_attention(
@@ -92,4 +103,4 @@ def triton_choose(
     return state_choice(q, k, spec, group=group, causal=causal)
 
 
-__all__ = ["is_available", "triton_choose", "triton_tree_attention"]
+__all__ = ["is_available", "is_compiled", "triton_choose", "triton_tree_attention"]

@@ -6,7 +6,7 @@ Importing this package needs no Triton; `triton_mlp` imports it when it is first
 from jaxtyping import Float
 from torch import Tensor
 
-from sortyard.ops.bucket_attention.triton_backend import is_available
+from sortyard.ops.bucket_attention.triton_backend import is_available, is_compiled
 from sortyard.ops.expert_dispatch import Routing
 
 
@@ -46,4 +46,4 @@ def triton_mlp(
     )
 
 
-__all__ = ["is_available", "triton_mlp"]
+__all__ = ["is_available", "is_compiled", "triton_mlp"]
