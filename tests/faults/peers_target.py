@@ -8,9 +8,10 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 
 from sortyard.parallel.peers import Group
-from sortyard.training.checkpoint import Checkpoint, CheckpointStore, Snapshot, write_consolidated
+from sortyard.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
 from sortyard.training.pieces import Piece
 from sortyard.training.run_folder import RunFolder
 from sortyard.training.run_lock import run_lock
@@ -102,4 +103,4 @@ def _train(run: RunFolder, *, rank: int, size: int, asynchronous: bool) -> None:
     assert last is not None
     if rank == 0:
         run.model.mkdir(exist_ok=True)
-        write_consolidated(last, run.model / "model.safetensors")
+        save_file(last.tensors("model"), run.model / "model.safetensors")

@@ -9,7 +9,7 @@ import torch
 
 from sortyard.errors import InputError
 from sortyard.training import pieces
-from sortyard.training.checkpoint import STATE, CheckpointStore, Snapshot, write_consolidated
+from sortyard.training.checkpoint import STATE, CheckpointStore, Snapshot
 from sortyard.training.digests import DIGESTS, digest_of
 from sortyard.training.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from sortyard.training.options import OptimizerOptions
@@ -208,12 +208,6 @@ def test_what_a_checkpoint_does_not_list_is_refused(store, warnings, name):
     (store.path(1) / name).write_bytes(b"")
     assert store.load(1) is None
     assert f"{store.path(1) / name} is no file of a checkpoint" in warnings[0]
-
-
-def test_one_file_holds_the_whole_model_bit_for_bit(store, tmp_path):
-    store.save(snapshot(7))
-    write_consolidated(store.load(7), tmp_path / WEIGHTS)
-    assert (tmp_path / WEIGHTS).read_bytes() == (store.path(7) / WEIGHTS).read_bytes()
 
 
 @pytest.fixture

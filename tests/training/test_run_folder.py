@@ -78,7 +78,7 @@ def test_cut_after_leaves_what_an_uninterrupted_run_had(tmp_path):
 def test_environment_is_plain_json(tmp_path):
     values = describe_environment(seed=3, device="cpu", data_fingerprint="abc", command=["sortyard", "a b"])
     run = RunFolder.create(tmp_path / "run", recipe="", resolved="", environment=values)
-    assert run.read_environment() == json.loads(json.dumps(values))
+    assert json.loads(run.environment.read_text()) == json.loads(json.dumps(values))
     assert values["command"] == "sortyard 'a b'"
     assert values["versions"]["torch"]
 

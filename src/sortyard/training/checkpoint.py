@@ -15,10 +15,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sortyard.durable import ASIDE, FULL, aside_of, publish, replace_bytes, sync
+from sortyard.durable import ASIDE, FULL, aside_of, replace_bytes, sync
 from sortyard.errors import InputError
 from sortyard.parallel.peers import ALONE, Peers
 from sortyard.training.digests import DIGESTS, digest_of, is_intact, list_files, write_digests
@@ -325,17 +324,6 @@ class CheckpointStore:
         doomed = folder.with_name(f"{ASIDE}old-{folder.name}")  # first: a kill must not leave half a checkpoint
         folder.rename(doomed)
         shutil.rmtree(doomed)
-
-
-def write_consolidated(checkpoint: Checkpoint, path: Path) -> None:
-    """Write the whole model of a checkpoint into one safetensors file, whatever layout of processes it came from.
-
-    Args:
-        checkpoint: any.
-        path: such as a model folder's `model.safetensors`; replaced when the new one is whole.
-    """
-    save_file(checkpoint.tensors("model"), aside_of(path), metadata={"format": "pt"})
-    publish(path)
 
 
 class _WriteError(Exception):

@@ -142,13 +142,6 @@ class RunFolder:
         """Lines of events.jsonl in the order of writing."""
         return read_lines(self.events)
 
-    def read_environment(self) -> dict[str, Any]:
-        """Content of env.json; empty when the file is missing."""
-        if not self.environment.is_file():
-            return {}
-        content: dict[str, Any] = json.loads(self.environment.read_text(encoding="utf-8"))
-        return content
-
     def read_routing(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Steps [S] and loads [S, layers, experts] of routing.npz; S is 0 where there is no such file."""
         if not self.routing.is_file():
