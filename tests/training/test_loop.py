@@ -219,6 +219,21 @@ def test_a_later_signal_acts_at_once(monkeypatch):
             assert signals.received == signal.SIGTERM
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that hang up here")
+def test_a_closed_terminal_is_a_request_to_stop_unless_it_is_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received == signal.SIGTERM
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_another_number_of_threads_is_a_warning(run, monkeypatch):
     source = TinySource()
     source.fail_at = 4

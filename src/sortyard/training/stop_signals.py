@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C during training: finish the step, save, then leave."""
+"""SIGTERM, Ctrl-C and a closed terminal during training: finish the step, save, then leave."""
 
 import signal
 import threading
@@ -6,14 +6,15 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 REPEAT_SECONDS = 2.0  # torchrun passes on the signal that a scheduler may have sent to its processes, too
 
 
 class StopSignals:
     """While entered, a first signal is only noted, and a later one acts at once, as if nothing had been installed.
 
-    The same request may come twice within moments, by two ways, so what comes so soon is no second one.
+    The same request may come twice within moments, by two ways, so what comes so soon is no second one. The end of a
+    terminal (SIGHUP) counts as SIGTERM, unless nohup or the like has seen to it that nobody hears of it.
 
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
@@ -25,7 +26,10 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = (
+                n for n in SIGNALS if n in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(n) != signal.SIG_IGN
+            )
+            self._previous = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(
@@ -46,7 +50,8 @@ class StopSignals:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received is None:
-            self.received, self._received_at = signal.Signals(number), now
+            self.received = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+            self._received_at = now
         elif now - self._received_at > REPEAT_SECONDS:
             self._restore()
             signal.raise_signal(number)
