@@ -172,6 +172,7 @@ def test_falls_are_relative_to_dense_attention_with_the_same_seed() -> None:
     (panel,) = summarise(cells)["panels"]
     tree = panel["selections"][TREE]
     assert [point["sparsity"] for point in tree["points"]] == [0.52, 0.92]
+    assert str(tree["points"][0]["fall_by_seed"]["0"]) == "0.0"  # and not -0.0
     assert tree["points"][1]["fall_by_seed"] == pytest.approx({"0": 0.02, "1": 0.04})
     assert tree["knee"]["sparsity"] == pytest.approx(0.52 + 0.4 / 3)
     assert tree["knee_by_seed"]["0"]["sparsity"] == pytest.approx(0.72)

@@ -67,7 +67,7 @@ def _point(measure: str, cells: Sequence[Json], *, dense: Mapping[int, float]) -
     """The fall of one selection at one sparsity: relative to dense attention with the same seed."""
     sign = -1 if measure == TASK else 1
     falls = {
-        str(cell["seed"]): sign * (cell["score"] / dense[cell["seed"]] - 1) if dense[cell["seed"]] else 0.0
+        str(cell["seed"]): sign * (cell["score"] / dense[cell["seed"]] - 1) + 0.0 if dense[cell["seed"]] else 0.0
         for cell in sorted(cells, key=lambda cell: int(cell["seed"]))
     }
     return {
