@@ -83,8 +83,9 @@ def create_run(
 def _device_name(wanted: str) -> str:
     import torch
 
-    has_gpu = wanted != "cpu" and torch.cuda.is_available()
-    return f"cuda: {torch.cuda.get_device_name(0)}" if has_gpu else "cpu"
+    from sortyard.training.environment import finds_gpu
+
+    return f"cuda: {torch.cuda.get_device_name(0)}" if finds_gpu(wanted) else "cpu"
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from sortyard.errors import InputError
 from sortyard.parallel.options import ParallelOptions
+from sortyard.stop_requests import REPEAT_SECONDS, heard_signals, request_of
 
 ADDRESS = "127.0.0.1"
-REPEAT_SECONDS = 2.0  # a scheduler signals the launcher and its processes, so that a signal may come twice at once
 LOSS_SECONDS = 5.0  # for processes to leave by themselves that another one has left
 STOP_SECONDS = 30.0  # the same, where that one was told to stop: the others may still be saving
 REMIND_SECONDS = 0.5  # one in training only notes the first request to end, and may have failed since
@@ -197,8 +197,7 @@ class _Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            numbers = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-            self._previous = {number: signal.signal(number, self._note) for number in numbers}
+            self._previous = {number: signal.signal(number, self._note) for number in heard_signals()}
         return self
 
     def __exit__(
@@ -210,5 +209,5 @@ class _Signals:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if now - self._last > REPEAT_SECONDS:
-            self.requests.append(signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+            self.requests.append(request_of(number))
         self._last = now

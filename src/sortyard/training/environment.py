@@ -12,6 +12,13 @@ from typing import Any
 PACKAGES = ("sortyard", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy")
 
 
+def finds_gpu(wanted: str) -> bool:
+    """Whether a run that wants "auto", "cpu" or "cuda" gets a GPU here."""
+    import torch
+
+    return wanted != "cpu" and torch.cuda.is_available()
+
+
 def describe_environment(*, seed: int, device: str, data_fingerprint: str, command: list[str]) -> dict[str, Any]:
     """What one needs to know to repeat a run, ready for env.json.
 

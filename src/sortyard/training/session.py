@@ -13,6 +13,7 @@ from sortyard.parallel.compiling import release_layers
 from sortyard.parallel.mesh import is_one_of_many
 from sortyard.parallel.watch import NoWatch
 from sortyard.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
+from sortyard.training.environment import finds_gpu
 from sortyard.training.metrics import peak_memory_bytes
 from sortyard.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from sortyard.training.options import LoopOptions
@@ -33,8 +34,7 @@ def prepare_device(options: LoopOptions) -> torch.device:
         torch.set_num_threads(options.num_threads)
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but torch sees no GPU here: set device to cpu or auto")
-    use_gpu = options.device != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda" if use_gpu else "cpu")
+    return torch.device("cuda" if finds_gpu(options.device) else "cpu")
 
 
 def numerics(device: torch.device) -> dict[str, str | int]:

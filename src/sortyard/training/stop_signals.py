@@ -6,8 +6,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-REPEAT_SECONDS = 2.0  # torchrun passes on the signal that a scheduler may have sent to its processes, too
+from sortyard.stop_requests import REPEAT_SECONDS, heard_signals, request_of
 
 
 class StopSignals:
@@ -26,10 +25,7 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            heard = (
-                n for n in SIGNALS if n in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(n) != signal.SIG_IGN
-            )
-            self._previous = {number: signal.signal(number, self._note) for number in heard}
+            self._previous = {number: signal.signal(number, self._note) for number in heard_signals()}
         return self
 
     def __exit__(
@@ -50,7 +46,7 @@ class StopSignals:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self.received is None:
-            self.received = signal.SIGINT if number == signal.SIGINT else signal.SIGTERM
+            self.received = request_of(number)
             self._received_at = now
         elif now - self._received_at > REPEAT_SECONDS:
             self._restore()

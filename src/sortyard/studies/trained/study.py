@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from sortyard.durable import replace_bytes
@@ -19,6 +18,7 @@ from sortyard.studies.trained.arms import Arm
 from sortyard.studies.trained.curves import Curve, read_curve
 from sortyard.studies.trained.examples import Answers, read_answers, resampled_gain
 from sortyard.studies.trained.runs import ArmRun, Task, planned_runs, prepare_text, train
+from sortyard.training.environment import finds_gpu
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
@@ -112,7 +112,7 @@ def run_trained(
     pretraining, finetuning = planned_runs(study.arms, seeds=plan.seeds, data=data, work=work, task=plan.task)
     result = new_result(
         study.name, what=study.what, command=plan.command(study.name), seed=0, threads=1,
-        device="cuda" if loop.device != "cpu" and torch.cuda.is_available() else "cpu",
+        device="cuda" if finds_gpu(loop.device) else "cpu",
         settings={
             "recipe": plan.recipe.model_dump(mode="json", exclude=_LOCAL),
             "arms": {arm.name: arm.title for arm in study.arms},

@@ -32,7 +32,9 @@ def is_available(device: torch.device | str = "cuda") -> bool:
     """
     if not _has_triton():
         return False
-    return os.environ.get("TRITON_INTERPRET") == "1" or is_compiled(device)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return True
+    return torch.device(device).type == "cuda" and torch.cuda.is_available()
 
 
 def is_compiled(device: torch.device | str = "cuda") -> bool:
@@ -44,8 +46,7 @@ def is_compiled(device: torch.device | str = "cuda") -> bool:
     Returns:
         True if so.
     """
-    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return _has_triton() and not is_interpreted and torch.device(device).type == "cuda" and torch.cuda.is_available()
+    return os.environ.get("TRITON_INTERPRET") != "1" and is_available(device)
 
 
 def triton_tree_attention(
