@@ -41,7 +41,7 @@ def test_every_cell_is_measured_and_written_down(sortyard: Callable, tmp_path: P
     stored = json.loads((tmp_path / "there" / "sparsity.json").read_text())
     assert stored == {key: value for key, value in found.items() if key != "files"}
     page = (tmp_path / "there" / "sparsity.html").read_text()
-    for words in ("The knees", "How sparse can attention be?", "Relative accuracy lost", "best sparsity is 55 to 60"):
+    for words in ("The knees", "How sparse can attention be?", "Fall of the accuracy", "best sparsity is 55 to 60"):
         assert words in page
     assert "cells to measure, about" in ended.err
 

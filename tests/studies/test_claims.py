@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from sortyard.cli.main import app
 from sortyard.errors import InputError
+from sortyard.studies.bench import sides
 from sortyard.studies.claims.claim_list import CLAIMS
 from sortyard.studies.claims.cpu_steps import Asked, ledger_steps
 from sortyard.studies.claims.findings import FAILS, HOLDS, IN_PART, MISSING, Finding
@@ -31,6 +34,14 @@ def _run(
     steps: Sequence[Step], work: Path, *, jobs: int = 2, minutes: float = 9.0, say: Callable[[str], None] = _nothing
 ) -> StepLog:
     return run_steps(steps, places={"work": work}, jobs=jobs, minutes=minutes, say=say, after=_nothing)
+
+
+def _parsed(words: Sequence[str]) -> dict[str, Any]:
+    """What a verb is given; raises where the command line does not take the words."""
+    command, left = get_command(app), list(words)
+    while commands := getattr(command, "commands", None):
+        command = commands[left.pop(0)]
+    return command.make_context("sortyard", left).params
 
 
 class TestSteps:
@@ -57,6 +68,23 @@ class TestSteps:
     def test_only_what_a_claim_needs_is_run(self) -> None:
         names = [step.name for step in wanted(ledger_steps(ASKED), ["C12"])]
         assert names == ["prepared", "C12/many", "C12/one"]
+
+    @pytest.mark.parametrize("gpu", [False, True])
+    def test_the_command_line_takes_every_command(
+        self, gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sides, "available_backends", lambda _: ("triton", "cpu") if gpu else ("compiled", "cpu"))
+        places = {name: tmp_path / name for name in ("work", "encoder", "glue", "novels")}
+        for step in ledger_steps(replace(ASKED, gpu=gpu)):
+            given = _parsed(step.command(places))
+            if step.name == "C1/attention":
+                assert set(given["sides"].split(",")) <= set(sides.find_sides("cuda" if gpu else "cpu"))
+            if gpu and "device" in given:
+                assert given["device"] == "cuda", step.name
+
+    def test_32_processes_do_not_ask_for_32_gpus(self) -> None:
+        layouts = [step for step in ledger_steps(replace(ASKED, gpu=True)) if step.claim == "C12"]
+        assert all("pretrain.loop.device=cpu" in step.words for step in layouts)
 
     def test_without_an_encoder_its_claim_has_no_commands(self) -> None:
         steps = ledger_steps(replace(ASKED, has_encoder=False))
@@ -177,6 +205,14 @@ class TestReading:
         finding = _read("C6", tmp_path, ("gates.json", "C6/gates/gates.json"))
         assert finding.verdict == IN_PART
         assert "+3.19 points at 350 steps" in finding.measured
+
+    def test_knees_of_every_selection_as_it_is_and_trained(self, tmp_path: Path) -> None:
+        finding = _read("C7", tmp_path, ("sparsity.json", "C7/sparsity/sparsity.json"))
+        assert "loss after training with it, 2,048 tokens 96.3 %" in finding.measured
+        by_name = dict(control.split(": ", 1) for control in finding.controls)
+        assert set(by_name) == {"rounds", "random", "local"}
+        assert "loss as it is, 2,048 tokens before 70.0 %" in by_name["random"]
+        assert "loss after training with it, 512 tokens 82.7 %" in by_name["local"]
 
     def test_twins_are_paired_over_seeds(self, tmp_path: Path) -> None:
         scores = {"dense": (0.80, 0.82, 0.81), "sparse": (0.81, 0.83, 0.822)}

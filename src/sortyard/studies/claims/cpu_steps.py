@@ -62,7 +62,7 @@ def ledger_steps(asked: Asked) -> list[Step]:
         *_sparsity(asked),
         *_training(asked),
         *_efficiency(asked),
-        *_processes(),
+        *_processes(asked),
     ]
 
 
@@ -74,7 +74,7 @@ def _prepare() -> Step:
 def _attention(asked: Asked) -> Sequence[Step]:
     lengths = "4k,8k,16k,32k,64k,128k" if asked.gpu else "4k,8k,16k,32k,64k"
     tree = "tree-default-triton" if asked.gpu else f"tree-default-{'compiled' if asked.compiled else 'cpu'}"
-    sides = f"{tree},rounds-{'triton' if asked.gpu else 'cpu'}"
+    sides = f"{tree},rounds-cpu"  # of plain torch, on any device
     words = ("bench", "attention", "--lengths", lengths, "--dtypes", "bf16" if asked.gpu else "fp32", *asked.device)
     attention = (*words, "--sides", sides, "--call-seconds", "40", "--minutes", "5")
     return (
@@ -133,7 +133,7 @@ def _sparsity(asked: Asked) -> Sequence[Step]:
     texts = [word for domain in asked.domains for word in ("--data", f"{{work}}/texts/corpus/{domain}.jsonl")]
     task = ("--task-data", "{novels}", "--label-column", "author") if asked.has_novels else ()
     shares = ("--sparsities", "0.5,0.7,0.8,0.9,0.95,0.98", "--selections", "tree,random,local,rounds")
-    given = (*shares, "--adapt-steps", str(asked.steps(40)), "--task-steps", str(asked.steps(40)))
+    given = (*shares, "--adapt-steps", str(asked.steps(40)), "--task-steps", str(asked.steps(40)), *asked.device)
     study = ("study", "sparsity", "{work}/C7/base", *texts, *task, *given, "--jobs", "1", "--minutes", "45")
     return (
         Step("C7/short", ("pretrain", "sparsity-laptop", *loop), 11, resumes=True, needs=(PREPARED,)),
@@ -153,7 +153,7 @@ def _efficiency(asked: Asked) -> Sequence[Step]:
     return (Step("C11/twin", ("study", "twin", "twin-laptop", steps, *given), 45, needs=(PREPARED,)),)
 
 
-def _processes() -> Sequence[Step]:
+def _processes(asked: Asked) -> Sequence[Step]:
     model = (
         "model.hidden_size=64", "model.num_hidden_layers=8", "model.num_attention_heads=8",
         "model.max_position_embeddings=128", "model.moe_intermediate_size=64", "model.intermediate_size=128",
@@ -163,6 +163,7 @@ def _processes() -> Sequence[Step]:
         "pretrain.data.sequence_length=128", f"pretrain.data.path={{work}}/{PREPARED}", "pretrain.loop.steps=4",
         "pretrain.loop.micro_batch_size=4", "pretrain.loop.accumulation_steps=8", "pretrain.loop.log_every=1",
         "pretrain.loop.eval_every=0", "pretrain.loop.precision=fp32", "pretrain.loop.num_threads=1",
+        *(("pretrain.loop.device=cpu",) if asked.gpu else ()),  # 32 GPUs are more than most have
     )  # fmt: skip
     return tuple(
         Step(

@@ -1,6 +1,6 @@
 """The claims about what models learn, read from runs and studies."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -152,18 +152,12 @@ def attention_sparsity(work: Path) -> Finding:
     if not panels:
         return missing("study sparsity has not measured the tree")
     trained = [panel for panel in panels if panel["measure"] == ADAPTED] or panels  # accuracies are too coarse for 1 %
-    knees = {_panel_name(panel): panel["selections"][TREE]["knee"] for panel in panels}
     held = [_in_claimed_range(panel["selections"][TREE]["knee"]) for panel in trained]
     others = [name for name in SELECTIONS if name != TREE]
     return Finding(
         verdict=in_parts(held),
-        measured="; ".join(f"{name} {knee_text(knee)}" for name, knee in knees.items()),
-        controls=tuple(
-            f"{other}, {_panel_name(panel)} {knee_text(panel['selections'][other]['knee'])}"
-            for other in others
-            for panel in trained
-            if other in panel["selections"]
-        ),
+        measured="; ".join(_knees(panels, TREE)),
+        controls=tuple(f"{other}: {'; '.join(places)}" for other in others if (places := _knees(panels, other))),
         note="the tree's knee: 1 % relative fall, which a few hundred passages cannot tell in accuracy; at 95 % "
         + "; ".join(f"{_panel_name(panel)} {_fall(panel)}" for panel in panels),
         values={f"{panel['measure']}/{panel['length']}": panel["selections"] for panel in panels},
@@ -175,6 +169,15 @@ _PANELS = {AS_IS: "loss as it is", ADAPTED: "loss after training with it", TASK:
 
 def _panel_name(panel: Json) -> str:
     return f"{_PANELS[panel['measure']]}, {panel['length']:,} tokens"
+
+
+def _knees(panels: Sequence[Json], selection: str) -> list[str]:
+    """Where a selection has fallen by 1 %, panel by panel."""
+    return [
+        f"{_panel_name(panel)} {knee_text(panel['selections'][selection]['knee'])}"
+        for panel in panels
+        if selection in panel["selections"]
+    ]
 
 
 def _in_claimed_range(knee: Json) -> bool:

@@ -150,7 +150,10 @@ def run_claims(plan: ClaimsPlan, *, folder: Path, dry_run: bool, say: Say) -> tu
     if not dry_run:
         places = {"work": work, "encoder": plan.encoder, "glue": plan.glue, "novels": plan.novels}
         given = {name: path.resolve() for name, path in places.items() if path is not None}
-        run_steps(steps, places=given, jobs=plan.jobs, minutes=plan.minutes, say=say, after=collect)
+        run_steps(
+            steps, places=given, jobs=plan.jobs, minutes=plan.minutes, say=say, after=collect,
+            environment={} if plan.gpu else {"CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
     collect()
     return result, claims_text(result)
 

@@ -71,6 +71,7 @@ def run_steps(
     minutes: float,
     say: Say,
     after: Callable[[], None],
+    environment: Mapping[str, str] | None = None,
 ) -> StepLog:
     """Run what is not done: what must be alone one by one, then the rest, `jobs` at a time.
 
@@ -83,6 +84,7 @@ def run_steps(
         minutes: After so many no step is begun; those that run go on to their end.
         say: Takes a line of progress.
         after: Called after every step.
+        environment: Variables that the commands have besides ours.
 
     Returns:
         The log.
@@ -94,7 +96,10 @@ def run_steps(
     left = [step for step in steps if not log.is_done(step)]
     one_by_one = max((place for place, step in enumerate(left, start=1) if step.alone), default=0)
     until = time.monotonic() + 60 * minutes
-    shift = _Shift(log=log, places=places, say=say, after=after, until=until, missing={step.name for step in left})
+    shift = _Shift(
+        log=log, places=places, say=say, after=after, until=until, missing={step.name for step in left},
+        environment=environment or {},
+    )  # fmt: skip
     shift.run(left[:one_by_one], at_once=1)
     shift.run(left[one_by_one:], at_once=jobs)
     return log
@@ -110,6 +115,7 @@ class _Shift:
     after: Callable[[], None]
     until: float
     missing: set[str]
+    environment: Mapping[str, str]
     tried: set[str] = field(default_factory=set)
     _total: int = field(init=False)
 
@@ -124,6 +130,7 @@ class _Shift:
             ended=self._ended,
             began=self._began,
             is_ready=lambda step: time.monotonic() < self.until and not self.missing & set(step.needs),
+            environment=self.environment,
         )
         crew.work(steps, at_once=at_once)
         while stuck := [step for step in steps if step.name not in self.tried and self._failed_need(step)]:

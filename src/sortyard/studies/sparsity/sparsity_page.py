@@ -144,8 +144,8 @@ def _section(result: BenchResult, length: int) -> Section:
         traces = [_trace(name, found, named=name not in named) for name, found in panel["selections"].items()]
         named |= set(panel["selections"])
         axis = {"ticksuffix": " %", "zeroline": True, "tickformat": "~g", **_range(panel)}
-        what = "accuracy lost" if panel["measure"] == TASK else "loss gained"
-        stack.add(f"Relative {what}, {_SHORT[panel['measure']]}", height=280, traces=traces, axis=axis)
+        what = "Fall of the accuracy" if panel["measure"] == TASK else "Rise of the loss"
+        stack.add(f"{what}, {_SHORT[panel['measure']]}{_unseen(panel)}", height=280, traces=traces, axis=axis)
     height = stack.finish(x_title="pairs left out, % (measured)")
     stack.mark(100 * _AIMED_AT, look={"color": "theme:muted", "width": 1, "dash": "dot"})
     legend = {"orientation": "v", "x": 1.01, "y": 1, "xanchor": "left", "yanchor": "top", "groupclick": "togglegroup"}
@@ -163,6 +163,13 @@ def _section(result: BenchResult, length: int) -> Section:
         tables=tuple(table for panel in panels for table in _tables(panel)),
     )
     return Section(id=f"length-{length}", title=f"{length_text(length)} tokens", figures=(figure,))
+
+
+def _unseen(panel: Json) -> str:
+    """Name the selections of which no point can be seen."""
+    least = {name: min(100 * point["fall"] for point in found["points"]) for name, found in panel["selections"].items()}
+    names = ", ".join(name for name, fall in least.items() if fall > _SHOWN)
+    return f" ({names}: nowhere below {_SHOWN:g} %)" if names else ""
 
 
 def _range(panel: Json) -> Json:
