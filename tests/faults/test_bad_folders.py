@@ -135,6 +135,14 @@ def test_a_bad_tokenizer_leaves_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_checkpoint_keeps_a_run_that_has_no_metrics_yet(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.path.joinpath("checkpoints", "step-00000005").mkdir(parents=True)
+    with pytest.raises(InputError), discarded_if_untrained(run):
+        raise InputError("the data ends here")
+    assert run.path.exists()
+
+
 @pytest.mark.parametrize("began", [True, False])
 def test_a_full_disk_keeps_what_can_be_resumed_and_nothing_else(tmp_path: Path, began: bool) -> None:
     run = make_run(tmp_path / "run")

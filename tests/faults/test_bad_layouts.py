@@ -14,7 +14,11 @@ LAYOUTS = {
     "tp": (["parallel.tp=3"], "tp_size is 3, which does not divide num_attention_heads 2"),
     "pp": (["parallel.pp=3"], "pp 3 with schedule 1f1b has 3 stages, but the model only 2 layers"),
     "stages": (["parallel.pp=2", "parallel.schedule=zbv_zero_bubble"], "has 4 stages, but the model only 2 layers"),
-    "ep": (["parallel.ep=5"], "parallel.ep is 5, but there are only 4 experts"),
+    "ep": (["parallel.ep=5"], "parallel.ep is 5, which does not divide model.num_experts 4"),
+    "uneven ep": (
+        ["parallel.ep=4", "model.num_experts=6", "model.num_expert_groups=2"],
+        "parallel.ep is 4, which does not divide model.num_experts 6",
+    ),
     "no experts": (
         ["parallel.ep=2", "model.num_experts=1", "model.num_expert_groups=1", "model.num_experts_per_tok=1"],
         "the model has no experts",

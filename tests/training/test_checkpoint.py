@@ -13,8 +13,9 @@ from sortyard.training.checkpoint import STATE, CheckpointStore, Snapshot
 from sortyard.training.digests import DIGESTS, digest_of
 from sortyard.training.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors
 from sortyard.training.options import OptimizerOptions
-from sortyard.training.pieces import Piece
+from sortyard.training.pieces import Piece, write_pieces
 from sortyard.training.weights import export_model, load_model_tensors, model_tensors
+from tests.faults.threads import together
 from tests.training.tiny import TinyModel, by_name, same_bits
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -159,6 +160,30 @@ def test_full_disk_names_path_and_bytes_and_leaves_the_last_one(store, monkeypat
 def test_state_must_be_finite_json(store):
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.save(Snapshot([], [], {"step": 1, "best_step": 0, "loss": float("nan")}))
+
+
+def test_best_names_no_checkpoint_that_is_not_there(store):
+    store.save(snapshot(2, best_step=1))
+    assert not (store.folder / "best").exists()
+    store.save(snapshot(3, best_step=2))
+    assert (store.folder / "best").read_text() == "step-00000002\n"
+
+
+def test_an_error_of_any_kind_in_one_process_fails_all_of_them_alike(tmp_path, monkeypatch):
+    def fails(pieces, path):
+        if "-00002-of-" in path.name:
+            raise RuntimeError("the device is lost")
+        write_pieces(pieces, path)
+
+    def work(peers):
+        store = CheckpointStore(tmp_path / "checkpoints", keep=2, warn=lambda _: None, peers=peers)
+        store.prepare()
+        store.save(snapshot(1))
+
+    monkeypatch.setattr("sortyard.training.checkpoint.write_pieces", fails)
+    for error in together(2, work):
+        assert isinstance(error, InputError)
+        assert "process 1: the device is lost" in str(error)
 
 
 def test_model_and_optimizer_come_back_bit_for_bit():

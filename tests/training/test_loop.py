@@ -201,6 +201,17 @@ def test_signals_save_and_leave(tmp_path, run, number, error, behind):
     assert without_times(run.read_metrics()) == without_times(whole.read_metrics())
 
 
+def test_a_signal_during_the_last_evaluation_is_heeded(run):
+    def evaluate(model):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 1.0}
+
+    with pytest.raises(SystemExit) as caught:
+        train_tiny(run, evaluate=evaluate, eval_every=0)
+    assert caught.value.code == 143
+    assert (run.model / "model.safetensors").is_file()
+
+
 @pytest.fixture
 def interruptible():
     """Python's own answer to Ctrl-C, which a shell takes from what it starts in the background."""

@@ -106,6 +106,12 @@ def test_mixed_precision_comes_close_to_float32(name):
     assert results[1].grad_norm == pytest.approx(results[0].grad_norm, rel=0.05)
 
 
+def test_float16_can_take_over_from_a_format_without_a_loss_scale():
+    precision = Precision("fp16", device=torch.device("cpu"))
+    precision.load_state(Precision("fp32", device=torch.device("cpu")).state())
+    assert precision.loss_scale() > 1
+
+
 def test_step_without_targets_is_no_update():
     model = TinyModel()
     before = model.experts.detach().clone()

@@ -100,12 +100,12 @@ def discarded_if_untrained(run: RunFolder) -> Iterator[None]:
     except LostProcessError:
         raise
     except SystemExit as stop:
-        if stop.code == 2 and not run.metrics.exists():  # so said the processes that were started for it
+        if stop.code == 2 and not _has_begun(run):  # so said the processes that were started for it
             shutil.rmtree(run.path)
         raise
     except Exception as error:
         full = _is_full_disk(error)
-        if not (run.metrics.exists() or (full and run.events.exists())):
+        if not (_has_begun(run) or (full and run.events.exists())):
             shutil.rmtree(run.path)
         elif full and not isinstance(error, InputError):
             raise InputError(
@@ -113,6 +113,11 @@ def discarded_if_untrained(run: RunFolder) -> Iterator[None]:
                 f"`sortyard resume {run.path}`"
             ) from error
         raise
+
+
+def _has_begun(run: RunFolder) -> bool:
+    """Whether a run has something to go on from: the first line of its metrics may come after its first checkpoint."""
+    return run.metrics.exists() or any(run.checkpoints.glob("step-*"))
 
 
 def _is_full_disk(error: Exception) -> bool:

@@ -223,8 +223,11 @@ def check_model(
             raise InputError(f"parallel.tp: {error}") from None
     if options.ep > 1 and not any(block.is_routed for block in blocks):
         raise InputError(f"parallel.ep is {options.ep}, but the model has no experts; set it to 1")
-    if options.ep > 1 and config.num_experts < options.ep:
-        raise InputError(f"parallel.ep is {options.ep}, but there are only {config.num_experts} experts; lower it")
+    if options.ep > 1 and config.num_experts % options.ep:
+        raise InputError(
+            f"parallel.ep is {options.ep}, which does not divide model.num_experts {config.num_experts}: each process "
+            "holds as many experts as any other"
+        )
     if options.num_shares > 1 and config.context == "shuffled":
         raise InputError(
             "model.context shuffled reads another sequence of the micro-batch, whose rows data-parallel processes "

@@ -61,36 +61,20 @@ def _mix_elsewhere(mix: Callable[[Tensor, Routing], Tensor], group: Group, token
     order = sort_copies(routing)
     num_experts, size = routing.loads.shape[0], group.size()
     counts = torch.bincount(order.experts, minlength=num_experts)
-    sent = _padded(counts, size)  # [processes, experts of each]
+    own = num_experts // size
+    sent = counts.view(size, own)  # [processes, experts of each]
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent, group=group)
     send, receive = sent.sum(1).tolist(), received.sum(1).tolist()
     copies = exchange(dispatch(tokens, order), group, send=send, receive=receive)
 
-    own = num_experts_of(num_experts, group)
-    experts = torch.repeat_interleave(
-        torch.arange(received.shape[1], device=tokens.device).repeat(size), received.flatten()
-    )[:, None]
+    experts = torch.repeat_interleave(torch.arange(own, device=tokens.device).repeat(size), received.flatten())[:, None]
     local = Routing(
         experts=experts,
         weights=torch.ones_like(experts, dtype=routing.weights.dtype),
         scores=routing.scores.new_zeros(len(experts), own),
-        loads=received.sum(0)[:own].to(routing.loads.dtype),
+        loads=received.sum(0).to(routing.loads.dtype),
         num_tokens=len(experts),
     )
     back = exchange(mix(copies, local), group, send=receive, receive=send)
     return combine(back, order, weights=routing.weights)
-
-
-def num_experts_of(num_experts: int, group: Group) -> int:
-    """Experts that this process holds."""
-    start, stop = even_span(num_experts, group.size(), group.rank())
-    return stop - start
-
-
-def _padded(counts: Tensor, size: int) -> Tensor:
-    """Counts by expert as [processes, most experts of one]."""
-    each = -(-len(counts) // size)
-    whole = counts.new_zeros(size * each)
-    whole[: len(counts)] = counts
-    return whole.view(size, each)

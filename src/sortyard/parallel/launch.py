@@ -117,20 +117,27 @@ class _Processes:
         shared = {"OMP_NUM_THREADS": threads} | dict(os.environ) | dict(self._environment)
         shared |= {"MASTER_ADDR": ADDRESS, "MASTER_PORT": str(self._store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         shared |= {"WORLD_SIZE": str(self._count), "LOCAL_WORLD_SIZE": str(self._count)}
-        for rank in range(self._count):
-            self._running[rank] = subprocess.Popen(
-                self._command,
-                env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=self._descriptors,
-                start_new_session=True,  # a terminal's Ctrl-C reaches them once, by the one that started them
-            )
+        try:
+            for rank in range(self._count):
+                self._running[rank] = subprocess.Popen(
+                    self._command,
+                    env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    pass_fds=self._descriptors,
+                    start_new_session=True,  # a terminal's Ctrl-C reaches them once, by the one that started them
+                )
+        except BaseException:  # no memory for one more: those before it would wait for it
+            self._end()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._send(signal.SIGKILL)
         for process in self._running.values():
             process.wait()

@@ -141,7 +141,7 @@ def wait_for_first() -> Iterator[None]:
         return
     from sortyard.parallel.peers import Group
 
-    talk = Group.of_all(timeout=timedelta(days=7))
+    talk = Group.of_all()
     if not is_first() and not talk.share(None):
         raise InputError("the first process could not do what the others need")
     done = False

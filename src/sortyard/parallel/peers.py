@@ -73,15 +73,15 @@ class Group:
         self.first = dist.get_global_rank(group, 0)
 
     @classmethod
-    def of_all(cls, *, timeout: timedelta = timedelta(minutes=30)) -> Self:
+    def of_all(cls) -> Self:
         """A new group of all processes, which all of them call for.
 
-        Args:
-            timeout: how long one waits for another, such as the one with the slowest disk.
+        One waits for another as long as it takes, such as for an evaluation: who is gone closes the connection, and
+        who hangs is found by the watch.
         """
         import torch.distributed as dist
 
-        return cls(dist.new_group(backend="gloo", timeout=timeout))
+        return cls(dist.new_group(backend="gloo", timeout=timedelta(days=7)))
 
     def gather(self, value: Any) -> list[Any] | None:
         """Everyone's value in the order of ranks, at rank 0; None elsewhere."""

@@ -104,7 +104,7 @@ class Stage(nn.Module):
         if not self.is_first:
             batch.pop("input_ids")
             batch["inputs_embeds"] = received[0]
-        torch.manual_seed(self.shares.seeds[number])
+        torch.manual_seed(self.shares.seeds[number] + self.index)  # stages drop different units
         with self.autocast():
             if self.is_last:
                 return self._loss(number, batch, received)

@@ -32,8 +32,10 @@ class Watch(NoWatch):
     """While entered, ends this process when it has done one thing for too long, and names the one it waits for.
 
     A file of each process holds what it is doing; a thread touches it, so that a process that was stopped or is gone
-    shows by the file's age. It works whatever the collective that hangs, and whether it would raise or not. What may
-    take long, like saving, has no limit, but for a neighbour that gives no sign of life: each looks at the next one.
+    shows by a file that changes no more. A file that a killed run left counts from when this process first saw it, and
+    only time that this machine is awake. It works whatever the collective that hangs, and whether it would raise or
+    not. What may take long, like saving, has no limit, but for a neighbour that gives no sign of life: each looks at
+    the next one.
 
     Args:
         folder: seen by all processes.
@@ -47,7 +49,8 @@ class Watch(NoWatch):
         self._rank, self._size = rank, size
         self._timeout = timeout_seconds
         self._what, self._since, self._limited, self._alone = "starting", time.monotonic(), False, False
-        self._file = -1
+        self._file, self._began = -1, 0.0
+        self._sign, self._heard = 0, 0.0  # the next process's: when its file changed, and when that was noticed
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
 
@@ -56,6 +59,7 @@ class Watch(NoWatch):
         (self._folder / FARE_WELL).unlink(missing_ok=True)
         self._file = os.open(self._path(self._rank), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self.beat("starting", limited=False)
+        self._began = os.stat(self._file).st_mtime
         self._thread.start()
         return self
 
@@ -102,13 +106,24 @@ class Watch(NoWatch):
             os.utime(self._file)
             waited = time.monotonic() - self._since
             is_late = self._limited and waited > self._timeout
-            if is_late or self._age((self._rank + 1) % self._size) > self._timeout:
+            if is_late or self._silence() > self._timeout:
                 self._give_up(waited)
 
-    def _age(self, rank: int) -> float:
-        """Seconds since another process's sign of life, by the clock of this one's; 0 where it has left."""
+    def _silence(self) -> float:
+        """Seconds since the next process's last sign of life was noticed; 0 where it has left."""
         try:
-            return os.stat(self._file).st_mtime - self._path(rank).stat().st_mtime
+            sign = self._path((self._rank + 1) % self._size).stat().st_mtime_ns
+        except OSError:
+            return 0.0
+        now = time.monotonic()
+        if sign != self._sign:
+            self._sign, self._heard = sign, now
+        return now - self._heard
+
+    def _age(self, rank: int) -> float:
+        """Seconds since a process's sign of life, or since this one began, by the clock of the files."""
+        try:
+            return os.stat(self._file).st_mtime - max(self._began, self._path(rank).stat().st_mtime)
         except OSError:
             return 0.0
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sortyard.durable import ASIDE, FULL, aside_of, replace_bytes, sync
@@ -255,13 +254,11 @@ class CheckpointStore:
         own: Exception | None = None
         try:
             outcome = {"value": work()}
-        except Exception as error:
+        except Exception as error:  # of any kind: the others wait for a word
             who = f"process {self.peers.rank}: " if self.peers.size > 1 else ""
             own, outcome = error, {"failure": who + _cause(error)}
         outcomes = self.peers.gather(outcome) or []
         failure = self.peers.share(next((each["failure"] for each in outcomes if "failure" in each), None))
-        if own is not None and not isinstance(own, OSError | SafetensorError):
-            raise own
         if failure is not None:
             raise _WriteError(failure) from own
         return [each["value"] for each in outcomes]
@@ -291,8 +288,9 @@ class CheckpointStore:
         aside.rename(target)
         sync(self.folder)
         replace_bytes(self.folder / "latest", f"{target.name}\n".encode())
-        if best_step := int(state["best_step"]):
-            replace_bytes(self.folder / "best", f"{self.path(best_step).name}\n".encode())
+        best = self.path(int(state["best_step"]))
+        if best.is_dir():  # not every best step was saved
+            replace_bytes(self.folder / "best", f"{best.name}\n".encode())
 
     def _prune(self, newest: int) -> None:
         """Keep the newest ones and their best ones; those after `newest` belong to a course that was given up."""

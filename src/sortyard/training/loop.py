@@ -190,8 +190,9 @@ def _run(
                 recorder.say(f"stopped at step {state.step}; continue with `sortyard resume {run.path}`")
                 signals.leave(stop)
         session.finish(run, keep_best=loop.keep_best)
+        # All agree on what came meanwhile: who starts processes ends the others when one leaves like this.
+        _, stop, _ = session.agree(seconds=0.0, signal=signals.received or stop)
         if stop:
-            session.store.peers.barrier()  # who starts processes ends the others when one leaves like this
             signals.leave(stop)
 
 

@@ -54,6 +54,6 @@ class Precision:
         return dict(self.scaler.state_dict())
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned."""
-        if self.scaler.is_enabled():
+        """Continue from what `state` returned, or start anew where the loss was not scaled before."""
+        if self.scaler.is_enabled() and state:
             self.scaler.load_state_dict(state)

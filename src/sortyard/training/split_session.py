@@ -98,7 +98,8 @@ class SplitSession(Session):
         for each in held:
             _fill(each, checkpoint, "model", each.name, each.tensor)
             if f"step/{each.name}" in updated:
-                self.optimizer.state[each.tensor] = state = {"step": checkpoint.read("optimizer", f"step/{each.name}")}
+                step = checkpoint.read("optimizer", f"step/{each.name}").to(each.tensor.device)  # as fused AdamW wants
+                self.optimizer.state[each.tensor] = state = {"step": step}
                 for quantity in ("exp_avg", "exp_avg_sq"):
                     state[quantity] = torch.zeros_like(each.tensor)
                     _fill(each, checkpoint, "optimizer", f"{quantity}/{each.name}", state[quantity])
