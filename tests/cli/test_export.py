@@ -70,6 +70,23 @@ def test_an_onnx_file_gives_the_models_logits_on_both_sides_of_the_crossover(tmp
         torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
 
 
+def test_a_head_without_weights_is_refused(tmp_path: Path, sortyard: Callable) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = save("sequence_classification", tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: value for name, value in weights.items() if not name.startswith("classifier.")},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    ended = sortyard("export", "model", "--format", "torch", "--out", "out")
+    assert ended.status == 2
+    assert "has no weights for classifier.bias, classifier.weight" in ended.err
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".aside*"))
+
+
 def test_every_kind_of_model_is_exported(tmp_path: Path) -> None:
     save("sequence_classification", tmp_path)
     root = Path(__file__).parents[2]

@@ -39,6 +39,11 @@ def test_what_cannot_be_scored(predictions: list[float], labels: list[float], me
         score(TASKS["stsb"], predictions=predictions, labels=labels)
 
 
+def test_logits_that_are_no_numbers_are_no_class() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        score(TASKS["sst2"], predictions=np.full((3, 2), np.nan), labels=np.array([0, 0, 1]))
+
+
 def test_wilson_interval_against_published_values() -> None:
     interval = wilson_interval(81, total=263)  # Newcombe 1998, table I: 81/263, method 3
     assert (round(interval.low, 4), round(interval.high, 4)) == (0.2553, 0.3662)

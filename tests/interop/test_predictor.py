@@ -41,6 +41,13 @@ def test_equals_transformers_pipeline(folder: Path) -> None:
         assert ours.score == max(ours.scores.values())
 
 
+def test_an_answer_that_is_no_number_is_an_error(folder: Path) -> None:
+    predictor = Predictor.from_pretrained(folder)
+    predictor.model.classifier.bias.data[1] = torch.nan
+    with pytest.raises(InputError, match="text 1: the model answers with NaN in torch"):
+        next(predictor.predict(["w1 w2"]))
+
+
 def test_pairs_and_single_texts_may_be_mixed(folder: Path) -> None:
     predictor, tokenizer = Predictor.from_pretrained(folder), make_tokenizer()
     found = list(predictor.predict(["w1 w2", ("w1 w2", "w3"), "w4"], batch_size=2))

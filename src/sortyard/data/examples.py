@@ -1,5 +1,6 @@
 """Labelled examples: columns found by name, labels checked row by row, faults named with file and row."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -47,6 +48,22 @@ class Examples:
             labels=None if self.labels is None else self.labels[chosen],
             places=[self.places[index] for index in chosen],
         )
+
+
+def digest_of(*splits: Examples) -> str:
+    """Digest splits: any other text, label or order gives another one.
+
+    Returns:
+        The first 16 hexadecimal digits of a SHA-256.
+    """
+    digest = hashlib.sha256()
+    for split in splits:
+        for column in (split.texts, split.pairs or ()):
+            for text in column:
+                digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+            digest.update(b"\1")
+        digest.update(b"" if split.labels is None else split.labels.tobytes())
+    return digest.hexdigest()[:16]
 
 
 class RawExample(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sortyard.data.examples import Examples
+from sortyard.durable import replace_bytes
 from sortyard.errors import InputError
 from sortyard.evaluation.baselines import BaselineScore
 from sortyard.evaluation.batching import TextOrPair, position_limit, sequence_logits
@@ -43,9 +44,9 @@ class EvaluationResult:
         folder.mkdir(parents=True, exist_ok=True)
         summary = {key: value for key, value in asdict(self).items() if key != "predictions"}
         path = folder / f"{name}.json"
-        path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions)
-        (folder / f"{name}-predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions)
+        replace_bytes(folder / f"{name}-predictions.jsonl", lines.encode("utf-8", "surrogatepass"))
+        replace_bytes(path, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
         return path
 
 
@@ -57,6 +58,7 @@ def evaluate_examples(
     batch_size: int = 32,
     max_length: int | None = None,
     baselines: Sequence[BaselineScore] = (),
+    columns: Sequence[int] | None = None,
 ) -> EvaluationResult:
     """Score a sequence-classification model on labelled examples.
 
@@ -69,6 +71,7 @@ def evaluate_examples(
         batch_size: sequences a forward at most, at least 1.
         max_length: tokens a sequence is cut to; None takes what the model can hold.
         baselines: scores on the same split to store beside the model's.
+        columns: which of the model's outputs stands for each of the task's classes; None = they stand in that order.
 
     Returns:
         The scores, the confusion matrix (labels down, predictions across) and one row for each example.
@@ -89,7 +92,9 @@ def evaluate_examples(
         rows = [logits for _, logits in stream]
     finally:
         model.train(was_training)
-    return _result(np.stack(rows), examples=examples, seconds=time.perf_counter() - started, baselines=baselines)
+    logits = np.stack(rows)
+    logits = logits if columns is None else logits[:, list(columns)]
+    return _result(logits, examples=examples, seconds=time.perf_counter() - started, baselines=baselines)
 
 
 def as_inputs(examples: Examples) -> Sequence[TextOrPair]:

@@ -101,6 +101,8 @@ def score(task: Task, *, predictions: ArrayLike, labels: ArrayLike) -> dict[str,
     """
     decided, truth = decide(task, predictions=predictions), np.asarray(labels)
     _check(decided, truth, task=task)
+    if not np.isfinite(np.asarray(predictions)).all():
+        raise ValueError(f"{task.name}: a prediction is NaN or infinite; the training may have diverged")
     scores = {name: METRICS[name](decided, truth) for name in task.metrics}
     if len(scores) > 1:
         scores["combined_score"] = sum(scores.values()) / len(scores)

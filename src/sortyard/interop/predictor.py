@@ -117,8 +117,8 @@ class Predictor:
             One prediction for each text, in the order of the texts.
 
         Raises:
-            InputError: `batch_size` or `tokens_per_batch` is below 1, `texts` is one string instead of several, or an
-                item is no text.
+            InputError: `batch_size` or `tokens_per_batch` is below 1, `texts` is one string instead of several, an
+                item is no text, or the model's answer is NaN.
         """
         answered = self.predict_beside(texts, batch_size=batch_size, tokens_per_batch=tokens_per_batch)
         return (prediction for _, prediction in answered)
@@ -152,9 +152,14 @@ class Predictor:
             tokens_per_batch=tokens_per_batch,
             max_length=self.max_length,
         )
-        return ((text, self._prediction(logits)) for text, logits in rows)
+        return ((text, self._prediction(logits, number=number)) for number, (text, logits) in enumerate(rows, start=1))
 
-    def _prediction(self, logits: NDArray[np.float32]) -> Prediction:
+    def _prediction(self, logits: NDArray[np.float32], *, number: int) -> Prediction:
+        if np.isnan(logits).any():
+            raise InputError(
+                f"text {number}: the model answers with NaN in {self.model.dtype}; take precision fp32, or another "
+                "model where that is taken"
+            )
         scores = _SCORES[self.problem](logits.astype(np.float64))
         best = int(scores.argmax())
         return Prediction(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sortyard.errors import InputError
 from sortyard.jobs.adapting_start import (
     Start,
     find_model,
@@ -25,7 +24,6 @@ from sortyard.jobs.pretraining import decoded_rows, save_tokenizer
 from sortyard.jobs.sections import adapt_section
 from sortyard.jobs.sparse_share import sequence_lengths, sparse_share
 from sortyard.recipe import AdaptSection, LoadedRecipe, Recipe
-from sortyard.tokenizer.options import TokenizerOptions
 from sortyard.training.run_folder import RunFolder
 from sortyard.training.run_lock import run_lock
 from sortyard.training.trackers import check_trackers
@@ -141,7 +139,7 @@ def _timed(material: _Material, *, display: Display) -> AdaptSection:
 def _adapt(run: RunFolder, *, recipe: Recipe, material: _Material, display: Display) -> dict[str, Any]:
     model, tokenizer = material.start.model, material.start.tokenizer
     save_tokenizer(tokenizer, folder=run.model, positions=model.config.max_position_embeddings)
-    corpus = _corpus(run, recipe=recipe, material=material, display=display)
+    corpus = _corpus(run, recipe=recipe, display=display)
     assert corpus.held_out is not None  # the section refuses to hold out nothing
     if (share := sparse_share(corpus.rows, model=model)) is not None:
         display.say(f"sparse    {share.text()}")
@@ -222,24 +220,16 @@ def _figures(record: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in record.items() if key not in ("kind", "step")}
 
 
-def _corpus(run: RunFolder, *, recipe: Recipe, material: _Material, display: Display) -> "Corpus":
+def _corpus(run: RunFolder, *, recipe: Recipe, display: Display) -> "Corpus":
     """Cuts the text into rows with the model's own tokenizer.
 
     Raises:
         InputError: The text was prepared with another tokenizer.
     """
-    from sortyard.jobs.corpora import prepare_corpus
+    from sortyard.jobs.corpora import prepare_for
 
-    section = adapt_section(recipe)
-    options = TokenizerOptions(path=run.model)
-    corpus = prepare_corpus(
-        section.data, tokenizer=options, folder=run.path / "data", seed=recipe.seed, display=display
-    )
-    if corpus.tokenizer.get_vocab() != material.start.tokenizer.get_vocab():
-        raise InputError(
-            f"{section.data.path}: was prepared with another tokenizer than the model's; give the text itself"
-        )
-    return corpus
+    data = adapt_section(recipe).data
+    return prepare_for(run.model, data, folder=run.path / "data", seed=recipe.seed, display=display)
 
 
 def _before(run: RunFolder, *, model: Any, held_out: "_HeldOut") -> dict[str, float]:

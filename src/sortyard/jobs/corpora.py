@@ -81,6 +81,8 @@ def prepare_corpus(
         folder = Path(options.path).expanduser()
         if tokenizer.path is not None:
             display.say(f"tokenizer.path is not used: {folder} brings its own tokenizer")
+        for name in _unused(options):
+            display.say(f"{name} is not used: {folder} was prepared before")
         chosen = load_tokenizer(folder / TOKENIZER)
         shards = TokenShards.open(folder / SHARDS, tokenizer=chosen)
     else:
@@ -102,6 +104,40 @@ def prepare_corpus(
     return Corpus(chosen, vocabulary, rows, held_out)
 
 
+def prepare_for(model: Path, options: CorpusOptions, *, folder: Path, seed: int, display: Display) -> Corpus:
+    """Prepares text with the tokenizer of a model.
+
+    Args:
+        model: Folder of the model with its tokenizer.
+        options: The source, which may be a prepared folder.
+        folder: Where shards go.
+        seed: Chooses the held-out documents.
+        display: Told what is being done.
+
+    Raises:
+        InputError: The text cannot be read, or was prepared with another tokenizer.
+    """
+    from sortyard.tokenizer.train import load_tokenizer
+
+    tokenizer = TokenizerOptions(path=None if is_prepared(options.path) else model)
+    corpus = prepare_corpus(options, tokenizer=tokenizer, folder=folder, seed=seed, display=display)
+    if corpus.tokenizer.get_vocab() != load_tokenizer(model).get_vocab():
+        raise InputError(f"{options.path}: was prepared with another tokenizer than the model's; give the text")
+    return corpus
+
+
+def other_text(own: CorpusOptions, source: str) -> CorpusOptions:
+    """Returns the options that read all of another text, none of it held out."""
+    changes: dict[str, Any] = {"path": source, "format": "auto", "hub_config": None, "hub_split": "train"}
+    return own.model_copy(update=changes | {"validation_fraction": 0.0, "max_documents": None})
+
+
+def _unused(options: CorpusOptions) -> list[str]:
+    """Names the settings of reading text, which a prepared folder does not follow, that are not as they come."""
+    names = ("text_column", "format", "hub_config", "hub_split", "max_documents", "max_document_characters")
+    return [name for name in names if getattr(options, name) != CorpusOptions.model_fields[name].default]
+
+
 def prepare_folder(
     source: str, *, out: Path, vocab_size: int, tokenizer: Path | None, text_column: str, display: Display
 ) -> dict[str, Any]:
@@ -117,10 +153,21 @@ def prepare_folder(
         raise InputError(f"--out {out}: exists and is no prepared folder; choose a new or empty one")
     corpus = CorpusOptions(path=source, text_column=text_column)
     check_corpus(corpus)
+    _check_tokenizer(tokenizer, folder=out / TOKENIZER)
     options = TokenizerOptions(vocab_size=vocab_size, path=tokenizer)
     _, shards = _prepare(corpus, tokenizer=options, folder=out, display=display)
     skipped = shards.index.skipped
     return {"out": out, "documents": shards.num_documents, "tokens": shards.num_tokens, "skipped": skipped}
+
+
+def _check_tokenizer(asked: Path | None, *, folder: Path) -> None:
+    """Refuses another tokenizer than a folder that was begun has already."""
+    if asked is None or not _is_saved(folder):
+        return
+    from sortyard.tokenizer.train import load_tokenizer
+
+    if load_tokenizer(asked).get_vocab() != load_tokenizer(folder).get_vocab():
+        raise InputError(f"--tokenizer {asked}: {folder.parent} was begun with another tokenizer; choose another --out")
 
 
 def _prepare(

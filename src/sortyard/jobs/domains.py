@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sortyard.durable import replace_bytes
 from sortyard.errors import InputError
-from sortyard.jobs.corpora import check_corpus
+from sortyard.jobs.corpora import check_corpus, other_text
 from sortyard.jobs.display import Display
 from sortyard.jobs.folders import is_demo, open_job
 from sortyard.jobs.held_out import score_texts
@@ -81,8 +81,7 @@ def _check(recipe: "Recipe", sources: Any, *, text_column: str | None) -> None:
     """Reads each text's first document, so that a wrong path or column is known before the long work."""
     own = pretrain_section(recipe).data
     for source in sources:
-        changes = {"path": source, "hub_config": None, "text_column": text_column or own.text_column}
-        check_corpus(own.model_copy(update=changes))
+        check_corpus(other_text(own.model_copy(update={"text_column": text_column or own.text_column}), source))
 
 
 def _record(score: "LanguageModelScore") -> dict[str, Any]:

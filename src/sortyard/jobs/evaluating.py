@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from sortyard.data.glue import Task
 from sortyard.data.options import TaskOptions
 from sortyard.errors import InputError
 from sortyard.jobs.display import Display
@@ -70,6 +71,10 @@ def _classifier(
             f"{where}: the model has {len(predictor.label_names)} outputs, the examples need {task.num_labels}; "
             "score it on the task that it was fine-tuned on"
         )
+    columns = _columns(predictor.label_names, task=task, where=where)
+    skipped = examples.skipped
+    if skipped.total:
+        display.say(f"skipped   {skipped.total} rows: {skipped.describe()}")
     display.say(f"examples  {len(examples):,} to score")
     limits = [limit for limit in (options.max_length, predictor.max_length) if limit is not None]
     result = evaluate_examples(
@@ -78,14 +83,33 @@ def _classifier(
         examples=examples,
         batch_size=batch_size,
         max_length=min(limits),
+        columns=columns,
     )
     file = result.write(run.eval, name=f"{task.name}-again") if run is not None else None
-    return {"run": where, "file": file, **outcome(result)}
+    return {"run": where, "file": file, **outcome(result), "skipped": skipped.total}
+
+
+def _columns(names: tuple[str, ...], *, task: Task, where: Path) -> list[int] | None:
+    """Finds the model's output for each of the task's classes; None where the numbers of the classes are all there is.
+
+    Raises:
+        InputError: The model's classes are others than the task's.
+    """
+    if task.type == "regression" or not _known_labels(names):
+        return None
+    own, wanted = ([name.casefold() for name in each] for each in (names, task.label_names))
+    if sorted(own) != sorted(wanted):
+        raise InputError(
+            f"{where}: the model's classes are {', '.join(names)}, those of {task.name} are "
+            f"{', '.join(task.label_names)}; score it on its own task, or name its outputs so in id2label of its "
+            "config.json"
+        )
+    return [own.index(name) for name in wanted]
 
 
 def _known_labels(names: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the names that a model gives its classes, or none where they are transformers' placeholders."""
-    return () if all(name.startswith("LABEL_") for name in names) else names
+    return () if all(name.startswith("LABEL_") or name.isdecimal() for name in names) else names
 
 
 def _language_model(

@@ -44,8 +44,8 @@ def export_to_folder(source: Path, *, form: Form, out: Path | None, display: Dis
     aside = aside_of(path)
     shutil.rmtree(aside, ignore_errors=True)
     left_out = shutil.ignore_patterns(WEIGHTS) if form in PROGRAMS else None
-    shutil.copytree(folder, aside, ignore=left_out)
     try:
+        shutil.copytree(folder, aside, ignore=left_out)
         found = _write_program(folder, form=form, aside=aside, display=display) if form in PROGRAMS else {}
         if path.exists():  # and is empty
             path.rmdir()
@@ -62,8 +62,12 @@ def _write_program(folder: Path, *, form: Form, aside: Path, display: Display) -
     model = _load(folder)
     display.say(f"tracing   {type(model).__name__}")
     write = _write_onnx if form == "onnx" else _write_torch
+    from sortyard.interop.exporting import worst_of
+
+    if getattr(model.config, "type_vocab_size", 0) > 1:
+        display.say("note      the program takes no token types: a pair of texts is read as all of type 0")
     differences, draws = write(model, aside / PROGRAMS[form])
-    worst = max(differences.values())
+    worst = worst_of(differences.values())
     if not worst <= TOLERANCE:
         raise RuntimeError(f"the program is {worst:.1e} away from the model; nothing is written")
     account = {
@@ -96,6 +100,15 @@ def _write_onnx(model: Any, path: Path) -> tuple[dict[str, float], int]:
 def _load(folder: Path) -> Any:
     kind = saved_class(folder)
     try:
-        return kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        model, found = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
     except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
         raise InputError(f"{folder}: the model does not load ({error})") from error
+    missing = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if missing:
+        raise InputError(
+            f"{folder}: has no weights for {', '.join(missing[:3])}, which would be drawn at random; fine-tune the "
+            "model first"
+        )
+    return model.eval()

@@ -1,6 +1,6 @@
 """Phase 2: from a pretrained model to a task, in a run folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from sortyard.errors import InputError
 from sortyard.jobs.arithmetic import token_flops
 from sortyard.jobs.display import Display
 from sortyard.jobs.finishing import write_documents
-from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder
+from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder, write_job
 from sortyard.jobs.loading import SCRATCH, find_start, head_settings, load_classifier, load_start_tokenizer
 from sortyard.jobs.paths import absolute, fingerprint
 from sortyard.jobs.pretraining import save_tokenizer
@@ -52,7 +52,7 @@ def start_finetuning(loaded: LoadedRecipe, *, start: str, out: Path | None, disp
     source = start if start == SCRATCH else find_start(start)
     material = _Material.load(recipe, start=source, display=display)
     files = [item for item in (task.data, task.dev) if item is not None]
-    job = Job("finetune", start=source)
+    job = Job("finetune", start=source, examples=material.digest())
     run = create_run(
         path, loaded=loaded, recipe=recipe, job=job, device=section.loop.device, fingerprint=fingerprint(files)
     )
@@ -60,9 +60,31 @@ def start_finetuning(loaded: LoadedRecipe, *, start: str, out: Path | None, disp
         return _finetune(run, recipe=recipe, material=material, display=display)
 
 
-def run_finetuning(run: RunFolder, *, recipe: Recipe, start: str, display: Display) -> dict[str, Any]:
-    """Does whatever is still to be done in a run that `start_finetuning` made."""
-    material = _Material.load(recipe, start=start, saved=run.model, display=display)
+def run_finetuning(
+    run: RunFolder, *, recipe: Recipe, job: Job, allows_other_examples: bool, display: Display
+) -> dict[str, Any]:
+    """Does whatever is still to be done in a run that `start_finetuning` made.
+
+    Args:
+        run: The run.
+        recipe: Its recipe.
+        job: What `start_finetuning` kept.
+        allows_other_examples: Whether the examples may be others than before.
+        display: Told what is being done.
+
+    Raises:
+        InputError: The examples have changed, or what the run needs is gone.
+    """
+    assert job.start is not None
+    material = _Material.load(recipe, start=job.start, saved=run.model, display=display)
+    digest = material.digest()
+    if job.examples not in (None, digest):
+        if not allows_other_examples:
+            raise InputError(
+                f"{finetune_section(recipe).task.data}: the examples, or which of them are held out, are not those "
+                f"that {run.path} was begun with; put them back, or go on with these by --allow finetune.task.data"
+            )
+        write_job(run, replace(job, examples=digest))
     return _finetune(run, recipe=recipe, material=material, display=display)
 
 
@@ -95,6 +117,12 @@ class _Material:
             check_vocabulary(model, tokenizer=tokenizer, where=f"--from {start}")
         _check_length(model, tokenizer, wanted=options.max_length)
         return cls(model, tokenizer, train, dev)
+
+    def digest(self) -> str:
+        """Digests the examples."""
+        from sortyard.data.examples import digest_of
+
+        return digest_of(self.train, self.dev)
 
     def encode(self, *, max_length: int) -> "EncodedExamples":
         """Tokenizes the training examples."""

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from sortyard.durable import FULL
+from sortyard.durable import FULL, replace_bytes
 from sortyard.errors import InputError, LostProcessError
 from sortyard.interop.folder_checks import check_model_folder
 from sortyard.recipe import LoadedRecipe, Recipe, load_recipe, resolved_yaml
@@ -28,11 +28,13 @@ class Job:
         verb: Which one made it.
         start: The model that fine-tuning or adapting started from.
         launch: torchrun's id of the launch that made it, if any, which may come by it again.
+        examples: Digest of the examples that it is fine-tuned and scored on.
     """
 
     verb: Literal["pretrain", "adapt", "finetune"]
     start: str | None = None
     launch: str | None = None
+    examples: str | None = None
 
 
 def next_folder(name: str, *, below: Path = RUNS) -> Path:
@@ -76,8 +78,13 @@ def create_run(
     environment = describe_environment(seed=recipe.seed, device=name, data_fingerprint=fingerprint, command=sys.argv)
     environment["attention_backend"] = choose_backend(device=name.partition(":")[0])
     run = RunFolder.create(path, recipe=loaded.as_given, resolved=resolved_yaml(recipe), environment=environment)
-    (path / "job.json").write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
+    write_job(run, job)
     return run
+
+
+def write_job(run: RunFolder, job: Job) -> None:
+    """Keeps what a run's recipe does not say."""
+    replace_bytes(run.path / "job.json", (json.dumps(asdict(job), indent=2) + "\n").encode())
 
 
 def _device_name(wanted: str) -> str:
@@ -145,7 +152,9 @@ def open_job(run: RunFolder) -> tuple[Job, Recipe]:
         raise InputError(f"{path}: verb is {verb!r}; it must be pretrain, adapt or finetune")
     if not (start is None or isinstance(start, str)):
         raise InputError(f"{path}: start is {start!r}; it must be the name of a folder or model, or null")
-    return Job(verb, start, str(launch) if launch else None), load_recipe(run.resolved).recipe
+    examples = content.get("examples")
+    job = Job(verb, start, str(launch) if launch else None, str(examples) if examples else None)
+    return job, load_recipe(run.resolved).recipe
 
 
 def is_demo(path: Path) -> bool:

@@ -101,7 +101,7 @@ def score_texts(
 def _rows_to_score(
     run: RunFolder, *, recipe: Recipe, data: str | None, aside: Path, display: Display
 ) -> "tuple[PackedRows, Vocabulary]":
-    from sortyard.jobs.corpora import prepare_corpus
+    from sortyard.jobs.corpora import other_text, prepare_corpus, prepare_for
 
     own, tokenizer = pretrain_section(recipe).data, recipe.tokenizer
     if data is None:
@@ -109,9 +109,7 @@ def _rows_to_score(
         if corpus.held_out is None:
             raise InputError(f"{run.path}: holds out no rows (validation_fraction is 0); give --data")
         return corpus.held_out, corpus.vocabulary
-    other = own.model_copy(update={"path": data, "hub_config": None, "validation_fraction": 0.0})
-    options = tokenizer.model_copy(update={"path": run.model})
-    corpus = prepare_corpus(other, tokenizer=options, folder=aside, seed=recipe.seed, display=display)
+    corpus = prepare_for(run.model, other_text(own, data), folder=aside, seed=recipe.seed, display=display)
     return corpus.rows, corpus.vocabulary
 
 

@@ -64,12 +64,12 @@ def resume_run(
         recipe = first_then_others(lambda: settled_recipe(run, overrides=overrides, allow=allow))
         count = must_start_others(recipe, pretrain_section(recipe).loop) if job.verb == "pretrain" else 0
         if not count:
-            return _go_on(run, job=job, recipe=recipe, display=display)
+            return _go_on(run, job=job, recipe=recipe, allow=allow, display=display)
         go_on_in_processes(run.path, recipe=recipe, count=count, display=display)
     return finished_run(run)
 
 
-def _go_on(run: RunFolder, *, job: Job, recipe: Recipe, display: Display) -> dict[str, Any]:
+def _go_on(run: RunFolder, *, job: Job, recipe: Recipe, allow: Sequence[str], display: Display) -> dict[str, Any]:
     if job.verb == "pretrain":
         return run_pretraining(run, recipe=recipe, display=display)
     if job.start is None:
@@ -80,4 +80,5 @@ def _go_on(run: RunFolder, *, job: Job, recipe: Recipe, display: Display) -> dic
         return run_adapting(run, recipe=recipe, start=job.start, display=display)
     from sortyard.jobs.finetuning import run_finetuning
 
-    return run_finetuning(run, recipe=recipe, start=job.start, display=display)
+    others = any(key.startswith("finetune.task.") for key in allow)
+    return run_finetuning(run, recipe=recipe, job=job, allows_other_examples=others, display=display)

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from sortyard.data.options import CorpusOptions, MaskingOptions, TaskOptions
 from sortyard.errors import InputError
+from sortyard.jobs.corpora import check_corpus, other_text, prepare_for
 from sortyard.jobs.display import Display
-from sortyard.tokenizer.options import TokenizerOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sortyard.data.packing import PackedRows
     from sortyard.data.vocabulary import Vocabulary
-    from sortyard.jobs.corpora import Corpus
 
     Batch = dict[str, Tensor]
 
@@ -91,10 +90,8 @@ class TextReader:
         Raises:
             InputError: A source cannot be read.
         """
-        from sortyard.jobs.corpora import check_corpus
-
         for source in sources:
-            check_corpus(self._options(source))
+            check_corpus(other_text(self.corpus, source))
 
     def held_out(self, *, run: Path) -> RoutingText:
         """Reads the rows that a run has held out.
@@ -102,7 +99,7 @@ class TextReader:
         Raises:
             InputError: It holds out none.
         """
-        corpus = self._prepare(self.corpus, folder=run / "data")
+        corpus = prepare_for(self.model, self.corpus, folder=run / "data", seed=self.seed, display=self.display)
         if corpus.held_out is None:
             raise InputError(f"{run}: holds out no rows (validation_fraction is 0); give --data")
         return self._text(HELD_OUT, HELD_OUT, rows=corpus.held_out, vocabulary=corpus.vocabulary)
@@ -114,23 +111,9 @@ class TextReader:
             InputError: It cannot be read, or was prepared with another tokenizer.
         """
         with TemporaryDirectory(prefix="sortyard-") as aside:
-            corpus = self._prepare(self._options(source), folder=Path(aside))
+            other = other_text(self.corpus, source)
+            corpus = prepare_for(self.model, other, folder=Path(aside), seed=self.seed, display=self.display)
             return self._text(name, source, rows=corpus.rows, vocabulary=corpus.vocabulary)
-
-    def _options(self, source: str) -> CorpusOptions:
-        changes: dict[str, Any] = {"path": source, "format": "auto", "hub_config": None, "hub_split": "train"}
-        changes |= {"validation_fraction": 0.0, "max_documents": None}
-        return self.corpus.model_copy(update=changes)
-
-    def _prepare(self, options: CorpusOptions, *, folder: Path) -> "Corpus":
-        from sortyard.jobs.corpora import is_prepared, prepare_corpus
-        from sortyard.tokenizer.train import load_tokenizer
-
-        tokenizer = TokenizerOptions(path=None if is_prepared(options.path) else self.model)
-        corpus = prepare_corpus(options, tokenizer=tokenizer, folder=folder, seed=self.seed, display=self.display)
-        if corpus.tokenizer.get_vocab() != load_tokenizer(self.model).get_vocab():
-            raise InputError(f"{options.path}: was prepared with another tokenizer than the model's; give the text")
-        return corpus
 
     def _text(self, name: str, source: str, *, rows: "PackedRows", vocabulary: "Vocabulary") -> RoutingText:
         from sortyard.data.collate import collate_rows

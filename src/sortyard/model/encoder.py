@@ -61,6 +61,7 @@ class Encoder(nn.Module):
         token_ids: Int[Tensor, "B T"] | None = None,
         global_tokens: Bool[Tensor, "B T"] | None = None,
         output_attentions: bool = False,
+        output_hidden_states: bool = False,
     ) -> tuple[Float[Tensor, "B T D"], EncoderTrace]:
         """Run all blocks.
 
@@ -71,13 +72,15 @@ class Encoder(nn.Module):
             token_ids: vocabulary ids, read by the token-hash router only.
             global_tokens: tokens that every query of their sequence reads (bucket layers).
             output_attentions: collect attention weights.
+            output_hidden_states: collect the states before each block and after the last.
 
         Returns:
             The final states and the trace.
         """
         trace = EncoderTrace(self.num_expert_layers)
         for layer in self.layers:
-            trace.hidden_states.append(hidden)
+            if output_hidden_states:
+                trace.hidden_states.append(hidden)
             output = BlockOutput(  # again: a checkpoint makes a plain tuple of it
                 *layer(
                     hidden,
@@ -94,7 +97,8 @@ class Encoder(nn.Module):
             if output.routing is not None:
                 trace.routing.append(output.routing)
         hidden = self.final_norm(hidden)
-        trace.hidden_states.append(hidden)
+        if output_hidden_states:
+            trace.hidden_states.append(hidden)
         return hidden, trace
 
     def sparsity(self, segments: Segments) -> float | None:

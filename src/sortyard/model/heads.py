@@ -165,6 +165,7 @@ class SortyardForCausalLM(_LanguageModel, GenerationMixin):
             shift_labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
         if shift_labels is None:
             return _head_output(outputs, self.decoder(hidden), None, None)
+        shift_labels = shift_labels[:, -logits_to_keep:]
         logits, total = self.score(hidden, shift_labels)
         return _head_output(outputs, logits, TargetLoss(total, (shift_labels != IGNORED).sum()), num_items_in_batch)
 
@@ -173,7 +174,9 @@ class SortyardForCausalLM(_LanguageModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Generation recomputes the whole prefix: a bucketed prefix has no key cache yet."""
         kept: dict[str, Any] = {
-            name: kwargs[name] for name in ("logits_to_keep", "output_attentions") if name in kwargs
+            name: kwargs[name]
+            for name in ("logits_to_keep", "output_attentions", "output_hidden_states")
+            if name in kwargs
         }
         return {"input_ids": input_ids, "attention_mask": attention_mask, **kept}
 
@@ -207,7 +210,8 @@ class SortyardForSequenceClassification(SortyardPreTrainedModel):
             attention_mask: 1 at real tokens, 0 at pads.
             inputs_embeds: word embeddings instead of ids.
             labels: class numbers [B], or targets as `config.problem_type` says.
-            num_items_in_batch: sequences of the whole optimizer step, if this batch is only a part of it.
+            num_items_in_batch: targets of the whole optimizer step, if this batch is only a part of it: sequences, or
+                with several targets each all of those.
             **kwargs: as in `SortyardModel.forward`.
 
         Returns:
@@ -216,7 +220,7 @@ class SortyardForSequenceClassification(SortyardPreTrainedModel):
         outputs, hidden = _encode(
             self.model, input_ids, attention_mask, inputs_embeds, has_labels=labels is not None, **kwargs
         )
-        pooled = self.head(_pool(hidden, attention_mask, self.config.classifier_pooling))
+        pooled = self.head(_pool(hidden, attention_mask, self.config))
         logits = self.classifier(self.dropout(pooled))
         loss = None if labels is None else sequence_loss(logits, labels, self._problem_type(labels))
         return _head_output(outputs, logits, loss, num_items_in_batch)
@@ -318,6 +322,9 @@ class SortyardForQuestionAnswering(SortyardPreTrainedModel):
                 for logits, positions in ((start, start_positions), (end, end_positions))
             ]
             both = TargetLoss((losses[0].total + losses[1].total) / 2, losses[0].num_targets)
+            if num_items_in_batch is None:  # one end may lie outside of a row and the other not
+                means = [each.total / each.num_targets.clamp_min(1) for each in losses]
+                both = TargetLoss((means[0] + means[1]) / 2, losses[0].num_targets.new_ones(()))
             total, task, balance = both.weighted(outputs.aux_loss, num_items_in_batch)
         return SortyardQuestionAnsweringOutput(
             loss=total, start_logits=start, end_logits=end, task_loss=task, aux_loss=balance, **_reports(outputs)
@@ -329,13 +336,17 @@ def _inside(positions: Tensor, length: int) -> Tensor:
     return torch.where((flat >= 0) & (flat < length), flat, IGNORED)
 
 
-def _pool(hidden: Float[Tensor, "B T D"], attention_mask: Tensor | None, pooling: str) -> Float[Tensor, "B D"]:
-    if attention_mask is None:
-        return hidden[:, 0] if pooling == "cls" else hidden.mean(dim=1)
-    real = attention_mask.to(hidden.dtype)
-    if pooling == "cls":  # the first real token: rows may be padded on the left
-        return hidden[torch.arange(hidden.shape[0], device=hidden.device), real.argmax(dim=1)]
-    return (hidden * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp_min(1)
+def _pool(
+    hidden: Float[Tensor, "B T D"], attention_mask: Tensor | None, config: SortyardConfig
+) -> Float[Tensor, "B D"]:
+    """What stands for a whole row: its first real token, of a causal model its last one, or the mean."""
+    real = torch.ones_like(hidden[..., 0], dtype=torch.float32) if attention_mask is None else attention_mask.float()
+    if config.classifier_pooling == "cls":  # rows may be padded on either side
+        place = hidden.shape[1] - 1 - real.flip(1).argmax(dim=1) if config.causal else real.argmax(dim=1)
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), place]
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    real = real.to(wide.dtype)
+    return ((wide * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True).clamp_min(1)).to(hidden.dtype)
 
 
 register_models()

@@ -56,20 +56,19 @@ def sequence_loss(logits: Float[Tensor, "B C"], labels: Tensor, problem_type: st
         problem_type: transformers' name of the three cases.
 
     Returns:
-        The sum over sequences, each counted once.
+        The sum over targets: sequences, or each of their C targets, as transformers' Trainer counts them.
 
     Raises:
         ValueError: for another problem type.
     """
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    count = torch.tensor(labels.shape[0], device=labels.device)
+    count = torch.tensor(labels.numel(), device=labels.device)
     if problem_type == "single_label_classification":
         return cross_entropy(wide, labels.flatten())
     if problem_type == "regression":
-        return TargetLoss(F.mse_loss(wide, labels.view_as(wide).to(wide.dtype), reduction="none").mean(-1).sum(), count)
+        return TargetLoss(F.mse_loss(wide, labels.view_as(wide).to(wide.dtype), reduction="sum"), count)
     if problem_type == "multi_label_classification":
-        each = F.binary_cross_entropy_with_logits(wide, labels.to(wide.dtype), reduction="none")
-        return TargetLoss(each.mean(-1).sum(), count)
+        return TargetLoss(F.binary_cross_entropy_with_logits(wide, labels.to(wide.dtype), reduction="sum"), count)
     raise ValueError(
         f"problem_type {problem_type!r} is unknown; use single_label_classification, regression or "
         "multi_label_classification"

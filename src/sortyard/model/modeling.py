@@ -170,6 +170,7 @@ class SortyardModel(SortyardPreTrainedModel):
         positions = segments.positions if position_ids is None else position_ids.expand(inputs_embeds.shape[:2])
         hidden = self.embeddings(inputs_embeds, positions, token_type_ids)
         attentions = _flag(output_attentions, self.config.output_attentions)
+        states = _flag(output_hidden_states, self.config.output_hidden_states)
         hidden, trace = self.encoder(
             hidden,
             segments=segments,
@@ -177,6 +178,7 @@ class SortyardModel(SortyardPreTrainedModel):
             token_ids=input_ids,
             global_tokens=None if global_tokens is None else global_tokens.bool(),
             output_attentions=attentions,
+            output_hidden_states=states,
         )
         scores = _flag(output_router_logits, self.config.output_router_logits)
         statistics = _flag(output_statistics, self.training or scores)
@@ -185,7 +187,6 @@ class SortyardModel(SortyardPreTrainedModel):
                 "statistics cannot be computed in an exported or compiled graph; call model.eval() first, and leave "
                 "output_router_logits and output_statistics out"
             )
-        states = _flag(output_hidden_states, self.config.output_hidden_states)
         return SortyardModelOutput(
             last_hidden_state=hidden,
             hidden_states=tuple(trace.hidden_states) if states else None,

@@ -29,7 +29,7 @@ class EncoderOptions(Options):
     attention_probs_dropout_prob: float = Field(0.0, ge=0, lt=1, description="dropout on attention weights")
     classifier_dropout: float = Field(0.0, ge=0, lt=1, description="dropout before a classification head")
     classifier_pooling: Literal["cls", "mean"] = Field(
-        "cls", description="what a sequence classifier reads: the first token or the mean"
+        "cls", description="what a sequence classifier reads: the first token (of a causal model the last) or the mean"
     )
 
 

@@ -42,7 +42,8 @@ def largest_difference(upcycled: Upcycled, *, length: int = LENGTH, seed: int = 
         pairs += list(zip(_outputs(original(**batch)), _own_outputs(upcycled, batch), strict=True))
     original.train(was_training)
     differences = [_difference(theirs, ours, real) for theirs, ours in pairs]
-    return Difference(max(each.absolute for each in differences), max(each.scale for each in differences))
+    absolute, scale = torch.tensor(differences, dtype=torch.float64).max(0).values.tolist()  # NaN stays NaN
+    return Difference(absolute, scale)
 
 
 def random_batch(config: Any, *, length: int, seed: int) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ def bucket_relation(
         Exact pairs, summary nodes and what they stand for.
 
     Raises:
-        ValueError: as for bucket_attention.
+        ValueError: as for bucket_attention, and in a traced graph.
     """
     check_inputs(q, k=k)
     segments = find_segments(
@@ -55,6 +55,11 @@ def bucket_relation(
         cu_seqlens=cu_seqlens,
         device=q.device,
     )
+    if segments.is_traced:
+        raise ValueError(
+            "which token reads which cannot be told in an exported or compiled graph; leave output_attentions out and "
+            "take attn_implementation other than eager, or call the model uncompiled"
+        )
     chosen = choose_backend(backend, device=q.device)
     parts: dict[int, SequenceRelation] = {}
     with torch.autocast(q.device.type, enabled=False):

@@ -57,12 +57,11 @@ def _attend_with_dropout(
 ) -> Float[Tensor, "S H n K"]:
     """The same by plain autograd and torch's own dropout, at the price of keeping every column for the backward."""
     k, v = k.contiguous(), v.contiguous()
+    wide = torch.promote_types(k.dtype, torch.float32)  # counts of keys are no 16-bit numbers
     key_means, value_means = (mean_nodes(x, tree.leaves, tree.sizes).to(x.dtype) for x in (k, v))
     out = q.new_zeros(q.shape)
     whole = q.shape[1] * len(tree.chunk_starts)
-    for block in blocks(
-        tree, spec, group=group, heads=q.shape[1], dtype=key_means.dtype, scratch=Scratch(), tiles=whole
-    ):
+    for block in blocks(tree, spec, group=group, heads=q.shape[1], dtype=wide, scratch=Scratch(), tiles=whole):
         tiles = F.scaled_dot_product_attention(
             block.take(q),
             block.gather(k, key_means),

@@ -51,13 +51,17 @@ def sorted_mlp(
     inner = F.grouped_mm(dispatch(x, order), up.transpose(1, 2), offs=order.ends)  # [R, up]
     inner = activate(_add_bias(inner, up_bias, order), activation=activation, gated=gated)  # [R, F]
     copies = F.grouped_mm(inner, down.transpose(1, 2), offs=order.ends)  # [R, D]
-    return combine(_add_bias(copies, down_bias, order), order, weights=routing.weights)
+    copies = _add_bias(copies, down_bias, order)
+    if torch.compiler.is_compiling():  # pads stand behind the last run there, where the products write nothing
+        copies = copies.masked_fill((order.experts >= len(up))[:, None], 0)
+    return combine(copies, order, weights=routing.weights)
 
 
 def _add_bias(rows: Float[Tensor, "R O"], bias: Float[Tensor, "E O"] | None, order: Dispatch) -> Float[Tensor, "R O"]:
     if bias is None:
         return rows
-    return _AddBias.apply(rows, bias, order.experts, order.ends)  # type: ignore[no-untyped-call,no-any-return]
+    experts = order.experts.clamp_max(len(bias) - 1)  # pads of a traced graph have none
+    return _AddBias.apply(rows, bias, experts, order.ends)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class _AddBias(torch.autograd.Function):
