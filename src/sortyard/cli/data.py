@@ -41,7 +41,7 @@ def peek(
     ],
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=1000, help="Samples to show.")] = 3,
     sequence_length: Annotated[int, typer.Option("--length", min=8, max=65_536, help="Tokens of a row.")] = 64,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of order and masks.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the masks.")] = 0,
     *,
     output: Output,
 ) -> None:
