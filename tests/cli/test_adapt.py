@@ -39,6 +39,7 @@ def test_an_upcycled_folder_follows_its_dense_self(sparse: Callable, sortyard: C
         "verb": "adapt",
         "start": str(tmp_path / "sparse"),
         "launch": None,
+        "examples": None,
     }
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     evals = [record for record in records if record["kind"] == "eval"]

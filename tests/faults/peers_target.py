@@ -74,7 +74,7 @@ def _train(run: RunFolder, *, rank: int, size: int, asynchronous: bool) -> None:
     def warn(message: str) -> None:
         run.append_event("warning", message=message)
 
-    peers = Group.of_all(timeout=timedelta(seconds=60))
+    peers = Group.of_all()
     shards = Shards(rank=rank, size=size)
     store = CheckpointStore(run.checkpoints, keep=2, warn=warn, peers=peers, in_background=asynchronous)
     store.prepare()
