@@ -44,6 +44,14 @@ def test_outputs_are_found_by_the_names_of_the_classes(
     assert ended.json["metrics"]["accuracy"] == 0.75
 
 
+def test_a_file_of_one_class_is_scored_by_a_model_whose_classes_are_numbers(sortyard: Callable, tmp_path: Path) -> None:
+    model = _model(tmp_path / "model", names=("0", "1"), says=1)
+    (tmp_path / "ones.tsv").write_text("text\tlabel\nw1\t1\nw2\t1\n")
+    ended = sortyard("eval", str(model), "--task", "custom", "--data", "ones.tsv", "--json")
+    assert ended.status == 0, ended.err
+    assert ended.json["metrics"]["accuracy"] == 1.0
+
+
 def test_other_classes_are_refused(sortyard: Callable, tmp_path: Path) -> None:
     model, data = _model(tmp_path / "model", names=("spam", "ham"), says=0), _sst2(tmp_path / "glue", [1, 0])
     ended = sortyard("eval", str(model), "--task", "sst2", "--data", str(data))

@@ -100,9 +100,7 @@ def score(task: Task, *, predictions: ArrayLike, labels: ArrayLike) -> dict[str,
         ValueError: predictions and labels differ in number, there are none, or a value is not finite.
     """
     decided, truth = decide(task, predictions=predictions), np.asarray(labels)
-    _check(decided, truth, task=task)
-    if not np.isfinite(np.asarray(predictions)).all():
-        raise ValueError(f"{task.name}: a prediction is NaN or infinite; the training may have diverged")
+    _check(decided, truth, task=task, given=np.asarray(predictions))
     scores = {name: METRICS[name](decided, truth) for name in task.metrics}
     if len(scores) > 1:
         scores["combined_score"] = sum(scores.values()) / len(scores)
@@ -178,10 +176,10 @@ def is_constant(values: Values) -> bool:
     return spread <= 1e-13 * float(np.abs(values).max())
 
 
-def _check(predictions: Values, labels: Values, *, task: Task) -> None:
+def _check(predictions: Values, labels: Values, *, task: Task, given: Values) -> None:
     if len(labels) == 0:
         raise ValueError(f"{task.name}: there are no labels to score against; give a split that has labels")
     if predictions.shape != labels.shape:
         raise ValueError(f"{task.name}: {predictions.shape} predictions for {labels.shape} labels; give one for each")
-    if not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
+    if not (np.isfinite(given).all() and np.isfinite(labels).all()):
         raise ValueError(f"{task.name}: a prediction or label is NaN or infinite; the training may have diverged")

@@ -95,7 +95,8 @@ def _columns(names: tuple[str, ...], *, task: Task, where: Path) -> list[int] | 
     Raises:
         InputError: The model's classes are others than the task's.
     """
-    if task.type == "regression" or not _known_labels(names):
+    are_numbers = all(name.isdecimal() for name in names)
+    if task.type == "regression" or are_numbers or not _known_labels(names):
         return None
     own, wanted = ([name.casefold() for name in each] for each in (names, task.label_names))
     if sorted(own) != sorted(wanted):
@@ -109,7 +110,7 @@ def _columns(names: tuple[str, ...], *, task: Task, where: Path) -> list[int] | 
 
 def _known_labels(names: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the names that a model gives its classes, or none where they are transformers' placeholders."""
-    return () if all(name.startswith("LABEL_") or name.isdecimal() for name in names) else names
+    return () if all(name.startswith("LABEL_") for name in names) else names
 
 
 def _language_model(
