@@ -45,8 +45,8 @@ class EvaluationResult:
         summary = {key: value for key, value in asdict(self).items() if key != "predictions"}
         path = folder / f"{name}.json"
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.predictions)
-        replace_bytes(folder / f"{name}-predictions.jsonl", lines.encode("utf-8", "surrogatepass"))
-        replace_bytes(path, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+        replace_bytes(folder / f"{name}-predictions.jsonl", lines.encode())
+        replace_bytes(path, (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
         return path
 
 

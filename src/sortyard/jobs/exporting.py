@@ -59,11 +59,11 @@ def export_to_folder(source: Path, *, form: Form, out: Path | None, display: Dis
 def _write_program(folder: Path, *, form: Form, aside: Path, display: Display) -> dict[str, Any]:
     import torch
 
+    from sortyard.interop.exporting import worst_of
+
     model = _load(folder)
     display.say(f"tracing   {type(model).__name__}")
     write = _write_onnx if form == "onnx" else _write_torch
-    from sortyard.interop.exporting import worst_of
-
     if getattr(model.config, "type_vocab_size", 0) > 1:
         display.say("note      the program takes no token types: a pair of texts is read as all of type 0")
     differences, draws = write(model, aside / PROGRAMS[form])

@@ -321,10 +321,10 @@ class SortyardForQuestionAnswering(SortyardPreTrainedModel):
                 cross_entropy(logits, _inside(positions, logits.shape[1]))
                 for logits, positions in ((start, start_positions), (end, end_positions))
             ]
+            if num_items_in_batch is None:  # a mean for each end: one may lie outside of a row and the other not
+                one = torch.ones_like(losses[0].num_targets)
+                losses = [TargetLoss(each.total / each.num_targets.clamp_min(1), one) for each in losses]
             both = TargetLoss((losses[0].total + losses[1].total) / 2, losses[0].num_targets)
-            if num_items_in_batch is None:  # one end may lie outside of a row and the other not
-                means = [each.total / each.num_targets.clamp_min(1) for each in losses]
-                both = TargetLoss((means[0] + means[1]) / 2, losses[0].num_targets.new_ones(()))
             total, task, balance = both.weighted(outputs.aux_loss, num_items_in_batch)
         return SortyardQuestionAnsweringOutput(
             loss=total, start_logits=start, end_logits=end, task_loss=task, aux_loss=balance, **_reports(outputs)
