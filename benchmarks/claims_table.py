@@ -6,7 +6,6 @@ Run: python benchmarks/claims_table.py
 import json
 
 from runs import ROOT
-
 from sortyard.studies.bench.results import BenchResult
 from sortyard.studies.claims.claims_page import markdown
 

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from runs import write_result
 
+from runs import write_result
 from sortyard.data.batches import MaskedLMSource
 from sortyard.data.options import MaskingOptions
 from sortyard.data.order import global_samples
@@ -39,7 +39,7 @@ from sortyard.data.shard_blocks import BLOCK_BYTES, BlockSums
 from sortyard.data.shard_format import INDEX_NAME, Shard, ShardIndex
 from sortyard.data.shards import TokenShards
 from sortyard.data.vocabulary import Vocabulary
-from sortyard.training.environment import describe_environment
+from sortyard.runs.environment import describe_environment
 
 SEED = 0
 NUM_SHARDS, SHARD_TOKENS, SHARD_DOCUMENTS = 2000, 500_000_000, 500_000

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from runs import ROOT
-
-from sortyard.training.environment import describe_environment
+from sortyard.runs.environment import describe_environment
 
 STARTED = time.monotonic()
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.parallel.equality import Case, run_world
 
-from sortyard.training.environment import describe_environment
+from sortyard.runs.environment import describe_environment
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble")
 DIMS = ("dp_shard", "dp_replicate", "tp", "pp", "ep")

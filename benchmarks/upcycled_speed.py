@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import ROOT, write_result
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import sortyard  # noqa: F401 - registers its models with transformers
-from sortyard.training.environment import describe_environment
+from runs import ROOT, write_result
+from sortyard.runs.environment import describe_environment
 
 STARTS = {"dense-512": "dense-512-start", "dense": "dense-start", "tree": "tree-settled/model"}
 LONGEST = {"dense-512": 512, "dense": 2048, "tree": 2048}

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from runs import ROOT, lines_of, origin, run, sortyard, write_result
-
 from sortyard.studies.claims.texts import pieces, take
 
 RECIPE = "experts-laptop"

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sortyard.model.heads import SortyardForMaskedLM, SortyardForSequenceClassification
 from sortyard.model.modeling import SortyardModel
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 from sortyard.training.step import Stepper
 from tests.cli.adapting import FEW
 from tests.cli.test_upcycle import write_task

@@ -16,8 +16,8 @@ from sortyard.jobs.display import Display
 from sortyard.jobs.routing import RoutingRequest, evaluate_routing
 from sortyard.jobs.routing_texts import named_sources, spread
 from sortyard.reports.run_data import read_run
-from sortyard.training.run_folder import RunFolder
-from sortyard.training.run_lock import run_lock
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.lock import run_lock
 from tests.end_to_end.conftest import WORDS, write_inputs
 
 ANIMALS, PLACES = WORDS[:8], WORDS[8:]

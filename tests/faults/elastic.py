@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 from tests.faults.killing import TIMES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,9 +5,9 @@ from pathlib import Path
 from sortyard.model.factory import build_model
 from sortyard.model.options import ModelOptions
 from sortyard.objectives.masked_lm import MaskedLMObjective
+from sortyard.runs.folder import RunFolder
 from sortyard.training.loop import train
 from sortyard.training.options import LoopOptions, OptimizerOptions, ScheduleOptions
-from sortyard.training.run_folder import RunFolder
 from tests.training.tiny import VOCAB, TinySource
 
 STEPS = 30

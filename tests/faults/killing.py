@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 
 STEPS = 30  # as in both targets, which are imported in the children only
 PATIENCE_SECONDS = 180

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from sortyard.parallel.peers import Group
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.lock import run_lock
 from sortyard.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
 from sortyard.training.pieces import Piece
-from sortyard.training.run_folder import RunFolder
-from sortyard.training.run_lock import run_lock
 
 STEPS = 30
 SHAPES = {"embeddings.weight": (301, 64), "experts": (8, 40, 30), "norm.bias": (7,)}

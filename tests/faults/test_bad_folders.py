@@ -16,7 +16,7 @@ from sortyard.jobs.folders import discarded_if_untrained, open_job
 from sortyard.jobs.loading import load_classifier, load_language_model
 from sortyard.jobs.peeking import peek_at
 from sortyard.recipe import load_recipe, resolved_yaml
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 from tests.evaluation.tiny import make_bert, make_tokenizer
 
 WEIGHTS = "model.safetensors"

@@ -15,9 +15,9 @@ from sortyard.cli.main import main
 from sortyard.data.reading import read_texts
 from sortyard.data.skips import SkipLog
 from sortyard.errors import InputError
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.lock import run_lock
 from sortyard.training.checkpoint import CheckpointStore
-from sortyard.training.run_folder import RunFolder
-from sortyard.training.run_lock import run_lock
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -128,7 +128,7 @@ def test_a_reader_that_goes_away_gets_no_traceback() -> None:
 HOLDER = """
     import sys, time
     from pathlib import Path
-    from sortyard.training.run_lock import run_lock
+    from sortyard.runs.lock import run_lock
     with run_lock(Path(sys.argv[1])):
         print("held", flush=True)
         time.sleep(60)
@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_no_half_made_run(tmp_path: Path, monkeypatch: pytest
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("sortyard.training.run_folder.replace_bytes", full)
+    monkeypatch.setattr("sortyard.runs.folder.replace_bytes", full)
     with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
         damaged_run(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from sortyard.cli.main import main
 from sortyard.errors import InputError
 from sortyard.jobs.changing import settled_recipe
 from sortyard.recipe import Recipe, load_recipe, resolved_yaml
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 from tests.training.tiny import TinySource, new_run, train_tiny
 
 STEPS = "pretrain.loop.steps"
@@ -119,6 +119,6 @@ def test_a_finished_run_may_be_given_more_steps(tmp_path: Path) -> None:
     train_tiny(run)
     first = (run.model / "model.safetensors").read_bytes()
     result = train_tiny(run, steps=12)
-    assert (result.steps, result.was_finished) == (12, False)
+    assert (result.state.step, result.was_finished) == (12, False)
     assert (run.model / "model.safetensors").read_bytes() != first
     assert train_tiny(run, steps=12).was_finished

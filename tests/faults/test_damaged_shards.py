@@ -18,7 +18,7 @@ from sortyard.data.shard_writing import ShardWriter
 from sortyard.data.shards import TokenShards
 from sortyard.data.vocabulary import Vocabulary
 from sortyard.errors import InputError
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 from tests.training.tiny import VOCAB, new_run, same_bits, tensors_of, train_tiny
 
 STEPS, DAMAGED_STEP = 8, 5
@@ -125,7 +125,7 @@ def test_a_shard_damaged_during_training_is_named_and_the_run_goes_on_when_it_is
         source_of(shards)
 
     victim.write_bytes(whole)
-    assert train_tiny(run, source=Fed(source_of(shards)), steps=STEPS).steps == STEPS
+    assert train_tiny(run, source=Fed(source_of(shards)), steps=STEPS).state.step == STEPS
     assert same_bits(tensors_of(run, STEPS), tensors_of(RunFolder.open(tmp_path / "whole"), STEPS))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sortyard.errors import InputError
-from sortyard.training.run_lock import run_lock
+from sortyard.runs.lock import run_lock
 from tests.faults.elastic import (
     digest,
     ended,

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 from sortyard.objectives.masked_lm import MaskedLMObjective
 from sortyard.parallel.options import ParallelOptions
-from sortyard.training.opening import make_stepper, open_session
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.progress import Progress
+from sortyard.training.opening import open_session
 from sortyard.training.options import LoopOptions, OptimizerOptions
-from sortyard.training.progress import NoProgress
-from sortyard.training.run_folder import RunFolder
 from tests.parallel.equality import ROOT, Case, make_model, micro_batch, run_reference
 
 HALF, STEPS, ACCUMULATION = 2, 4, 2
@@ -51,10 +51,10 @@ def go_on(name: str, folder: Path, *, start: str | None, until: int) -> list[flo
     objective = MaskedLMObjective()
     session = open_session(
         make_model(CASE), objective=objective, loop=loop, optimizer=OptimizerOptions(lr=1e-3), run=run,
-        display=NoProgress(), parallel=ParallelOptions(**LAYOUTS[name]),
+        display=Progress(), parallel=ParallelOptions(**LAYOUTS[name]),
     )  # fmt: skip
     assert session.restore(run) == (start is not None)
-    stepper = make_stepper(session, objective=objective, loop=loop, lr=lambda step: 1e-3, seed=3)
+    stepper = session.stepper(objective=objective, max_grad_norm=loop.max_grad_norm, lr=lambda step: 1e-3, seed=3)
     losses = []
     while session.state.step < until:
         step = session.state.step

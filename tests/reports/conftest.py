@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 
 NASTY = "<script>alert('x')</script> & \"quoted\" </style> {{ 7 * 7 }}"
 ENVIRONMENT = {

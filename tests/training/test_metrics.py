@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_window_averages_over_updates_and_survives_json():
         StepResult("updated", 0.1, task_loss=1.0, balance_loss=0.5, num_tokens=10, expert_loads=loads), seconds=1
     )
     window.add(StepResult("bad", 0.1, task_loss=float("nan"), num_tokens=10), seconds=1)
-    window = Window.from_json(json.loads(json.dumps(window.to_json())))
+    window = Window(**json.loads(json.dumps(asdict(window))))
     window.add(StepResult("updated", 0.1, task_loss=0.1, num_tokens=10, expert_loads=loads), seconds=1)
     averages = window.averages()
     assert averages["loss"] == pytest.approx(0.8)

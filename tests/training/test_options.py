@@ -37,9 +37,20 @@ def test_epochs_become_steps(epochs, steps):
     assert LoopOptions(epochs=epochs).total_steps(7) == steps
 
 
-@pytest.mark.parametrize("module", ["options", "run_folder", "environment", "schedule"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "training.options",
+        "training.schedule",
+        "runs.folder",
+        "runs.lock",
+        "runs.environment",
+        "runs.progress",
+        "runs.trackers",
+    ],
+)
 def test_needs_no_torch(module):
-    code = f"import sys, sortyard.training.{module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = f"import sys, sortyard.{module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sortyard.objectives.masked_lm import MaskedLMObjective
+from sortyard.runs.folder import RunFolder
 from sortyard.training.loop import TrainResult, train
 from sortyard.training.options import LoopOptions, OptimizerOptions, ScheduleOptions
 from sortyard.training.pieces import Piece
-from sortyard.training.run_folder import RunFolder
 
 VOCAB, WIDTH, EXPERTS, LENGTH = 32, 16, 4, 12
 

@@ -16,7 +16,7 @@ import typer
 
 if TYPE_CHECKING:
     from sortyard.jobs.display import Display
-    from sortyard.training.progress import Progress
+    from sortyard.runs.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def is_first_process() -> bool:
 def _progress(label: str) -> "Progress":
     from rich.console import Console
 
-    from sortyard.training.progress import make_progress
+    from sortyard.runs.progress import make_progress
 
     return make_progress(Console(stderr=True), label=label)
 

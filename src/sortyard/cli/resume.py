@@ -30,7 +30,7 @@ def resume(
     """Continue an interrupted run where its newest checkpoint stands, under the recipe it was begun with."""
     from sortyard.jobs.folders import is_demo
     from sortyard.jobs.resuming import resume_run
-    from sortyard.training.run_folder import RunFolder
+    from sortyard.runs.folder import RunFolder
 
     if not is_demo(run):
         RunFolder.open(run)  # a folder that is no run is refused before a lock is left in it

@@ -24,9 +24,9 @@ from sortyard.jobs.pretraining import decoded_rows, save_tokenizer
 from sortyard.jobs.sections import adapt_section
 from sortyard.jobs.sparse_share import sequence_lengths, sparse_share
 from sortyard.recipe import AdaptSection, LoadedRecipe, Recipe
-from sortyard.training.run_folder import RunFolder
-from sortyard.training.run_lock import run_lock
-from sortyard.training.trackers import check_trackers
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.lock import run_lock
+from sortyard.runs.trackers import check_trackers
 
 if TYPE_CHECKING:
     from sortyard.data.batches import BatchSource
@@ -157,13 +157,13 @@ def _adapt(run: RunFolder, *, recipe: Recipe, material: _Material, display: Disp
         "teacher": section.teacher,
         "sequence_length": section.data.sequence_length,
         "sparsity": None if measured is None else measured.sparsity,
-        "steps": result.steps,
-        "reason": result.reason,
-        "tokens": result.tokens,
-        "seconds": round(result.seconds, 3),
+        "steps": result.state.step,
+        "reason": result.state.finished,
+        "tokens": result.state.tokens,
+        "seconds": round(result.state.seconds, 3),
         "before": before,
         "after": after,
-        "notes": _notes(before, after, steps=result.steps),
+        "notes": _notes(before, after, steps=result.state.step),
     }
 
 

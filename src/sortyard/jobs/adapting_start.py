@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sortyard.errors import InputError, first_line
 from sortyard.jobs.folders import model_folder
 from sortyard.recipe import AdaptSection
-from sortyard.training.run_folder import UPCYCLING
+from sortyard.runs.folder import UPCYCLING
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,7 @@ from typing import Any
 from sortyard.errors import InputError
 from sortyard.jobs.paths import absolute
 from sortyard.recipe import Recipe, load_recipe, parse_recipe, recipe_values, resolved_yaml
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 
 
 def settled_recipe(run: RunFolder, *, overrides: Sequence[str], allow: Sequence[str]) -> Recipe:

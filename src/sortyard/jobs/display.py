@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sortyard.training.progress import Progress
+    from sortyard.runs.progress import Progress
 
 
 def _nothing(_: str) -> None:

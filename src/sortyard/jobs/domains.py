@@ -15,7 +15,7 @@ from sortyard.jobs.folders import is_demo, open_job
 from sortyard.jobs.held_out import score_texts
 from sortyard.jobs.routing_texts import named_sources
 from sortyard.jobs.sections import pretrain_section
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from sortyard.evaluation.perplexity import LanguageModelScore

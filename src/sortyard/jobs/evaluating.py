@@ -11,7 +11,7 @@ from sortyard.jobs.finetuning import outcome
 from sortyard.jobs.folders import is_demo, model_folder, open_job
 from sortyard.jobs.sections import finetune_section
 from sortyard.recipe import Recipe
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 
 
 def evaluate_run(

@@ -15,9 +15,9 @@ from sortyard.jobs.paths import absolute, fingerprint
 from sortyard.jobs.pretraining import save_tokenizer
 from sortyard.jobs.sections import finetune_section
 from sortyard.recipe import LoadedRecipe, Recipe
-from sortyard.training.run_folder import RunFolder
-from sortyard.training.run_lock import run_lock
-from sortyard.training.trackers import check_trackers
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.lock import run_lock
+from sortyard.runs.trackers import check_trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -206,7 +206,13 @@ def _finetune(run: RunFolder, *, recipe: Recipe, material: _Material, display: D
     final = score(model, baselines=baselines)
     final.write(run.eval, name=task.name)
     write_documents(run, model=model, tokenizer=tokenizer, texts=material.dev.texts, display=display)
-    return {"run": run.path, "model": run.model, **outcome(final), "steps": result.steps, "reason": result.reason}
+    return {
+        "run": run.path,
+        "model": run.model,
+        **outcome(final),
+        "steps": result.state.step,
+        "reason": result.state.finished,
+    }
 
 
 def outcome(result: "EvaluationResult") -> dict[str, Any]:

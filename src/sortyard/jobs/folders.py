@@ -14,7 +14,7 @@ from sortyard.durable import FULL, replace_bytes
 from sortyard.errors import InputError, LostProcessError
 from sortyard.interop.folder_checks import check_model_folder
 from sortyard.recipe import LoadedRecipe, Recipe, load_recipe, resolved_yaml
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 
 RUNS = Path("runs")
 DEMO_RECIPE = "demo.yaml"
@@ -72,7 +72,7 @@ def create_run(
         InputError: The folder is taken or cannot be written.
     """
     from sortyard.ops.bucket_attention import choose_backend
-    from sortyard.training.environment import describe_environment
+    from sortyard.runs.environment import describe_environment
 
     name = _device_name(device)
     environment = describe_environment(seed=recipe.seed, device=name, data_fingerprint=fingerprint, command=sys.argv)
@@ -90,7 +90,7 @@ def write_job(run: RunFolder, job: Job) -> None:
 def _device_name(wanted: str) -> str:
     import torch
 
-    from sortyard.training.environment import finds_gpu
+    from sortyard.runs.environment import finds_gpu
 
     return f"cuda: {torch.cuda.get_device_name(0)}" if finds_gpu(wanted) else "cpu"
 

@@ -11,7 +11,7 @@ from sortyard.jobs.display import Display
 from sortyard.jobs.loading import load_language_model
 from sortyard.jobs.sections import pretrain_section
 from sortyard.recipe import PretrainSection, Recipe
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from sortyard.data.packing import PackedRows

@@ -8,7 +8,7 @@ from sortyard.errors import InputError
 from sortyard.jobs.corpora import SHARDS, TOKENIZER, is_prepared
 from sortyard.jobs.folders import is_demo, open_job
 from sortyard.jobs.sections import pretrain_section
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from sortyard.data.packing import PackedRows

@@ -23,9 +23,9 @@ from sortyard.jobs.processes import (
 from sortyard.jobs.sections import pretrain_section
 from sortyard.jobs.sparse_share import sequence_lengths
 from sortyard.recipe import LoadedRecipe, PretrainSection, Recipe
-from sortyard.training.run_folder import RunFolder
-from sortyard.training.run_lock import run_lock
-from sortyard.training.trackers import check_trackers
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.lock import run_lock
+from sortyard.runs.trackers import check_trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -160,10 +160,10 @@ def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict
     return {
         "run": run.path,
         "model": run.model,
-        "steps": result.steps,
-        "reason": result.reason,
-        "tokens": result.tokens,
-        "seconds": round(result.seconds, 3),
+        "steps": result.state.step,
+        "reason": result.state.finished,
+        "tokens": result.state.tokens,
+        "seconds": round(result.state.seconds, 3),
         "evaluation": last_evaluation(run),
     }
 

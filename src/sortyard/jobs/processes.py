@@ -71,7 +71,7 @@ def go_on_in_processes(path: Path, *, recipe: Recipe, count: int, display: Displ
         SystemExit: with their status, where they did not get there for another reason; they have said why.
     """
     from sortyard.parallel.launch import start_processes
-    from sortyard.training.run_lock import shared_lock
+    from sortyard.runs.lock import shared_lock
 
     environment, descriptors = shared_lock(path)
     ending = start_processes(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sortyard.errors import InputError, first_line
 from sortyard.jobs.display import Display
 from sortyard.jobs.folders import is_demo, model_folder
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from sortyard.interop.hub_folder import HubFolder

@@ -21,8 +21,8 @@ from sortyard.jobs.processes import (
 )
 from sortyard.jobs.sections import pretrain_section
 from sortyard.recipe import Recipe, load_recipe
-from sortyard.training.run_folder import RunFolder
-from sortyard.training.run_lock import run_lock
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.lock import run_lock
 
 
 def resume_run(

@@ -14,8 +14,8 @@ from sortyard.jobs.display import Display
 from sortyard.jobs.folders import is_demo, model_folder, open_job
 from sortyard.jobs.routing_texts import RoutingText, TextReader, example_text, named_sources, spread
 from sortyard.jobs.sections import adapt_section, finetune_section, pretrain_section
-from sortyard.training.run_folder import RunFolder
-from sortyard.training.run_lock import run_lock
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.lock import run_lock
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from sortyard.durable import aside_of, publish
 from sortyard.jobs.display import Display
 from sortyard.jobs.folders import check_free, next_folder
 from sortyard.recipe.yaml_tree import Tree
-from sortyard.training.run_folder import UPCYCLING
+from sortyard.runs.folder import UPCYCLING
 
 if TYPE_CHECKING:
     from sortyard.interop.upcycling import Upcycled

@@ -114,7 +114,7 @@ class SplitModel:
             persistent = model.state_dict(keep_vars=True).keys()
             for name, buffer in model.named_buffers():
                 if name in persistent:
-                    is_owned = self.layout.data_rank == 0 and self.layout.tensor_rank == 0
+                    is_owned = self.layout.data.rank() == 0 and self.layout.rank("tp") == 0
                     yield Held(name, buffer, Placement.of(buffer), 0, is_owned)
 
     @property
@@ -140,7 +140,7 @@ class SplitModel:
 
     def _held_parameter(self, name: str, parameter: Tensor, placement: Placement) -> Held:
         layout = self.layout
-        is_owned = (placement.by_tensor_parallelism or layout.tensor_rank == 0) and not placement.is_repeated
+        is_owned = (placement.by_tensor_parallelism or layout.rank("tp") == 0) and not placement.is_repeated
         if not isinstance(parameter, DTensor):
             return Held(name, parameter, placement, 0, is_owned)
         by_experts = placement.by_expert_parallelism
@@ -162,6 +162,10 @@ class SplitModel:
             )
         return self._pipelines[key]
 
+    def gradients(self) -> list[Tensor]:
+        """The gradients in this process's memory, after `backward`."""
+        return [local(held.tensor.grad) for held in self.held(buffers=False) if held.tensor.grad is not None]
+
     def add_up_gradients(self) -> None:
         """Complete the gradients that other processes have parts of, after all backward passes."""
         tied = []
@@ -170,7 +174,7 @@ class SplitModel:
                 held.tensor.grad = torch.zeros_like(held.tensor)  # a stage of pads only: others take part all the same
             gradient = local(held.tensor.grad)
             if held.name in self._added_up:
-                dist.all_reduce(gradient, group=self.layout.tensor_group)
+                dist.all_reduce(gradient, group=self.layout.group("tp"))
             if held.name == TIED:
                 tied.append(gradient)
         self._add_up_tied(tied)
@@ -182,7 +186,7 @@ class SplitModel:
         if len(gradients) == 2:  # both stages are here
             total = gradients[0] + gradients[1]
         else:
-            group = self.layout.dense.get_group("pp")
+            group = self.layout.group("pp")
             peer = dist.get_global_rank(group, group.size() - 1 - group.rank())
             other = torch.empty_like(gradients[0])
             swaps = [dist.P2POp(dist.isend, gradients[0].contiguous(), peer, group)]
@@ -209,12 +213,7 @@ def check_model(
         InputError: naming the option that does not fit.
     """
     config = model.config
-    check_schedule(
-        options,
-        num_layers=config.num_hidden_layers,
-        num_micro_batches=num_micro_batches,
-        checkpointing=checkpointing,
-    )
+    check_schedule(options, config.num_hidden_layers, num_micro_batches=num_micro_batches, checkpointing=checkpointing)
     blocks = model.base_model.encoder.layers
     if options.tp > 1:
         try:
@@ -260,30 +259,25 @@ def parallelize(
         counts_traffic: whether the first step counts what it exchanges.
     """
     options = layout.options
-    indices = stages_of(options, rank=layout.stage_rank)
+    indices = stages_of(options, rank=layout.rank("pp"))
     stages, all_placements, added_up = [], [], []
     for index, (part, before) in zip(
         indices, split_model(model, indices=indices, num_stages=options.num_stages), strict=True
     ):
         placements = {name: Placement.of(parameter) for name, parameter in part.named_parameters()}
         if options.ep > 1:
-            cut_experts(part, group=layout.expert_group, placements=placements)
+            cut_experts(part, group=layout.group("ep"), placements=placements)
         if options.tp > 1:
-            cut_by_plan(part, group=layout.tensor_group, placements=placements)
-            added_up += share_layers(part, group=layout.tensor_group, by_tokens=options.sequence_parallel)
-        if layout.data_size > 1:
+            cut_by_plan(part, group=layout.group("tp"), placements=placements)
+            added_up += share_layers(part, group=layout.group("tp"), by_tokens=options.sequence_parallel)
+        if layout.data.size() > 1:
             balance_over(part, group=layout.data)
         if index > 0 and TIED in placements:
             placements[TIED] = replace(placements[TIED], is_repeated=True)
         set_layers(part)
         part.to(layout.device).train()
         stage = Stage(
-            part,
-            index=index,
-            num_stages=options.num_stages,
-            first_expert_layer=before,
-            count_targets=count_targets,
-            autocast=autocast,
+            part, index, options.num_stages, first_expert_layer=before, count_targets=count_targets, autocast=autocast
         )
         shard_stage(stage, layout)
         stages.append(stage)

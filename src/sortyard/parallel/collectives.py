@@ -4,6 +4,7 @@ A process that goes on with a slice of the work has a part of the gradient, one 
 every function below says which of the two it expects, as mixing them up is silent in the forward pass.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -14,121 +15,6 @@ if TYPE_CHECKING:
     Group: TypeAlias = dist.ProcessGroup
 else:
     Group = Any  # torch may be built without distribution, and models import this module
-
-
-class _AddUp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, group: Group) -> Tensor:  # noqa: ARG004
-        return _summed(part, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
-        return gradient, None
-
-
-class _HandOut(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _summed(gradient, ctx.group), None
-
-
-class _CutTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        return _own_tokens(value, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _all_tokens(gradient, ctx.group), None
-
-
-class _JoinTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Group, is_partial: bool) -> Tensor:
-        ctx.group, ctx.is_partial = group, is_partial
-        return _all_tokens(value, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        cut = _added_tokens if ctx.is_partial else _own_tokens
-        return cut(gradient, ctx.group), None, None
-
-
-class _AddUpTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        return _added_tokens(part, group)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _all_tokens(gradient, ctx.group), None
-
-
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, group: Group, send: list[int], receive: list[int]) -> Tensor:
-        ctx.group, ctx.send, ctx.receive = group, send, receive
-        return _exchanged(rows, group, send, receive)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchanged(gradient, ctx.group, ctx.receive, ctx.send), None, None, None
-
-
-def add_up(part: Tensor, group: Group) -> Tensor:
-    """The sum over processes, which all go on with in the same way: each has the whole gradient already."""
-    total: Tensor = _AddUp.apply(part, group)
-    return total
-
-
-def hand_out(value: Tensor, group: Group) -> Tensor:
-    """A value that all processes have, before each goes on with a slice of the work: gradients add up."""
-    same: Tensor = _HandOut.apply(value, group)
-    return same
-
-
-def cut_tokens(value: Tensor, group: Group) -> Tensor:
-    """This process's part of the tokens of a value [B, T, ...] that all have."""
-    part: Tensor = _CutTokens.apply(value, group)
-    return part
-
-
-def join_tokens(part: Tensor, group: Group) -> Tensor:
-    """All tokens [B, T, ...], with which all processes go on in the same way."""
-    value: Tensor = _JoinTokens.apply(part, group, False)
-    return value
-
-
-def hand_out_tokens(part: Tensor, group: Group) -> Tensor:
-    """All tokens [B, T, ...], before each process goes on with a slice of the work: gradients add up."""
-    value: Tensor = _JoinTokens.apply(part, group, True)
-    return value
-
-
-def add_up_tokens(part: Tensor, group: Group) -> Tensor:
-    """This process's tokens of the sum over processes of [B, T, ...]."""
-    total: Tensor = _AddUpTokens.apply(part, group)
-    return total
-
-
-def exchange(rows: Tensor, group: Group, *, send: list[int], receive: list[int]) -> Tensor:
-    """Send each process its rows of [R, D], and receive those that are for this one.
-
-    Args:
-        rows: rows in the order of the processes they go to.
-        group: the processes.
-        send: how many go to each.
-        receive: how many come from each.
-    """
-    received: Tensor = _Exchange.apply(rows, group, send, receive)
-    return received
 
 
 def _summed(part: Tensor, group: Group) -> Tensor:
@@ -159,3 +45,70 @@ def _exchanged(rows: Tensor, group: Group, send: list[int], receive: list[int]) 
     received = rows.new_empty(sum(receive), *rows.shape[1:])
     dist.all_to_all_single(received, rows.contiguous(), receive, send, group=group)
     return received
+
+
+def _pair(there: Callable[..., Tensor], back: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function of a tensor and constants whose gradient takes the way of another function of the same constants."""
+
+    class Pair(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: Tensor, *constants: Any) -> Tensor:
+            ctx.constants = constants
+            return there(value, *constants)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+            return back(gradient, *ctx.constants), *[None] * len(ctx.constants)
+
+    return Pair.apply
+
+
+_add_up = _pair(_summed, lambda gradient, _: gradient)
+_hand_out = _pair(lambda value, _: value.view_as(value), _summed)
+_cut_tokens = _pair(_own_tokens, _all_tokens)
+_join_tokens = _pair(_all_tokens, _own_tokens)
+_hand_out_tokens = _pair(_all_tokens, _added_tokens)
+_add_up_tokens = _pair(_added_tokens, _all_tokens)
+_exchange = _pair(_exchanged, lambda gradient, group, send, receive: _exchanged(gradient, group, receive, send))
+
+
+def add_up(part: Tensor, group: Group) -> Tensor:
+    """The sum over processes, which all go on with in the same way: each has the whole gradient already."""
+    return _add_up(part, group)
+
+
+def hand_out(value: Tensor, group: Group) -> Tensor:
+    """A value that all processes have, before each goes on with a slice of the work: gradients add up."""
+    return _hand_out(value, group)
+
+
+def cut_tokens(value: Tensor, group: Group) -> Tensor:
+    """This process's part of the tokens of a value [B, T, ...] that all have."""
+    return _cut_tokens(value, group)
+
+
+def join_tokens(part: Tensor, group: Group) -> Tensor:
+    """All tokens [B, T, ...], with which all processes go on in the same way."""
+    return _join_tokens(part, group)
+
+
+def hand_out_tokens(part: Tensor, group: Group) -> Tensor:
+    """All tokens [B, T, ...], before each process goes on with a slice of the work: gradients add up."""
+    return _hand_out_tokens(part, group)
+
+
+def add_up_tokens(part: Tensor, group: Group) -> Tensor:
+    """This process's tokens of the sum over processes of [B, T, ...]."""
+    return _add_up_tokens(part, group)
+
+
+def exchange(rows: Tensor, group: Group, *, send: list[int], receive: list[int]) -> Tensor:
+    """Send each process its rows of [R, D], and receive those that are for this one.
+
+    Args:
+        rows: rows in the order of the processes they go to.
+        group: the processes.
+        send: how many go to each.
+        receive: how many come from each.
+    """
+    return _exchange(rows, group, send, receive)

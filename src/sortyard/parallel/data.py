@@ -17,7 +17,7 @@ def shard_stage(stage: Stage, layout: Layout) -> None:
     Experts are cut over fewer processes than the rest where the others hold other experts. The loss is divided by the
     targets of all processes already, so gradients add up and are never averaged.
     """
-    if layout.data_size == 1:
+    if layout.data.size() == 1:
         return
     dense = _mesh(layout.dense, "fsdp", layout)
     experts = _mesh(layout.experts, "dp_shard" if layout.options.ep > 1 else "fsdp", layout)

@@ -4,20 +4,18 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from sortyard.errors import InputError
 from sortyard.parallel.options import ParallelOptions
-from sortyard.stop_requests import REPEAT_SECONDS, heard_signals, request_of
+from sortyard.stop_requests import Requests
 
 ADDRESS = "127.0.0.1"
 LOSS_SECONDS = 5.0  # for processes to leave by themselves that another one has left
@@ -25,8 +23,7 @@ STOP_SECONDS = 30.0  # the same, where that one was told to stop: the others may
 REMIND_SECONDS = 0.5  # one in training only notes the first request to end, and may have failed since
 POLL_SECONDS = 0.05
 INPUT_AT_FAULT = 2
-STOPS = {128 + signal.SIGINT: 128 + signal.SIGINT, 128 + signal.SIGTERM: 128 + signal.SIGTERM}
-STOPS |= {-signal.SIGINT: 128 + signal.SIGINT, -signal.SIGTERM: 128 + signal.SIGTERM}
+STOPS = {status: 128 + number for number in (signal.SIGINT, signal.SIGTERM) for status in (128 + number, -number)}
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,12 @@ def start_processes(
         environment: variables to set for them.
         descriptors: open files that they inherit.
     """
-    with _Signals() as signals:
+    with Requests() as requests:
         for attempt in range(max_restarts + 1):
             own = dict(environment) | {"TORCHELASTIC_RESTART_COUNT": str(attempt)}
             with _Processes(words, count=count, environment=own, descriptors=descriptors) as processes:
-                ending = processes.wait(signals)
-            if ending.status != 1 or signals.received or attempt == max_restarts:
+                ending = processes.wait(requests)
+            if ending.status != 1 or requests.received or attempt == max_restarts:
                 break
             warnings.warn(f"{ending.reason}: all start again ({attempt + 1} of {max_restarts} times)", stacklevel=2)
     return ending
@@ -128,29 +125,24 @@ class _Processes:
                     start_new_session=True,  # a terminal's Ctrl-C reaches them once, by the one that started them
                 )
         except BaseException:  # no memory for one more: those before it would wait for it
-            self._end()
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def _end(self) -> None:
+    def __exit__(self, *_: object) -> None:
         self._send(signal.SIGKILL)
         for process in self._running.values():
             process.wait()
         self._store = None
 
-    def wait(self, signals: "_Signals") -> Ending:
+    def wait(self, requests: Requests) -> Ending:
         """Wait for all of them; when one fails, or the person asks for it, end the others."""
         first, passed_on = None, 0
         deadline = remind_at = float("inf")
         while self._running:
             time.sleep(POLL_SECONDS)
-            if len(signals.requests) > passed_on:
-                self._send(signals.requests[0] if passed_on == 0 else signal.SIGKILL)
+            if len(requests.noted) > passed_on:
+                self._send(requests.noted[0] if passed_on == 0 else signal.SIGKILL)
                 passed_on += 1
             failed = self._failed()
             if failed and first is None:
@@ -164,8 +156,8 @@ class _Processes:
                 remind_at += REMIND_SECONDS
         if first is None:
             return Ending(0)
-        if signals.received and first[1] < 0:
-            return Ending(128 + signals.received)
+        if requests.received and first[1] < 0:
+            return Ending(128 + requests.received)
         return self._ending(*first)
 
     def _failed(self) -> list[tuple[int, int]]:
@@ -187,34 +179,3 @@ class _Processes:
             return Ending(INPUT_AT_FAULT)
         how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"failed (exit status {status})"
         return Ending(1, f"process {rank} of {self._count} {how}")
-
-
-class _Signals:
-    """While entered, SIGTERM, SIGHUP and Ctrl-C are noted, but for repetitions within moments."""
-
-    def __init__(self) -> None:
-        self.requests: list[int] = []
-        self._last = float("-inf")
-        self._previous: dict[int, Any] = {}
-
-    @property
-    def received(self) -> int:
-        """The first signal; 0 for none."""
-        return self.requests[0] if self.requests else 0
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._note) for number in heard_signals()}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if now - self._last > REPEAT_SECONDS:
-            self.requests.append(request_of(number))
-        self._last = now

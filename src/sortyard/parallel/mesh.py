@@ -60,35 +60,13 @@ class Layout:
             data = init_device_mesh(device.type, grid, mesh_dim_names=("pp", "dp", "tp")).get_group("dp")
         return cls(options, device, dense, experts, data)
 
-    @property
-    def stage_rank(self) -> int:
-        """Place in the pipeline."""
-        return self.dense.get_local_rank("pp")
+    def group(self, dim: str) -> Group:
+        """Those that this process shares a dim with: "tp" each layer, "ep" the experts, "pp" the layers in turn."""
+        return (self.experts if dim == "ep" else self.dense).get_group(dim)
 
-    @property
-    def tensor_rank(self) -> int:
-        """Place among those that share each layer."""
-        return self.dense.get_local_rank("tp")
-
-    @property
-    def data_rank(self) -> int:
-        """Place among those that see different rows."""
-        return self.data.rank()
-
-    @property
-    def data_size(self) -> int:
-        """How many see different rows."""
-        return self.data.size()
-
-    @property
-    def tensor_group(self) -> Group:
-        """Those that share each layer."""
-        return self.dense.get_group("tp")
-
-    @property
-    def expert_group(self) -> Group:
-        """Those that hold different experts."""
-        return self.experts.get_group("ep")
+    def rank(self, dim: str) -> int:
+        """Place among them."""
+        return self.group(dim).rank()
 
 
 def resolve(options: ParallelOptions, *, num_processes: int) -> ParallelOptions:
@@ -109,9 +87,14 @@ def resolve(options: ParallelOptions, *, num_processes: int) -> ParallelOptions:
     return options.model_copy(update={"dp_shard": shard})
 
 
+def num_processes() -> int:
+    """How many processes of this run have met; 1 where this one is alone."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def is_one_of_many() -> bool:
     """Whether this process has met others of the same run."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return num_processes() > 1
 
 
 def is_first() -> bool:

@@ -5,25 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
 
 from sortyard.errors import InputError
 from sortyard.parallel.mesh import Layout
-from sortyard.parallel.occupancy import Occupancy, TimedStage
+from sortyard.parallel.occupancy import Occupancy, time_passes
 from sortyard.parallel.options import ActivationCheckpointing, ParallelOptions
 from sortyard.parallel.stage import Stage
 
-_CLASSES = {
-    "gpipe": "GPipe",
-    "1f1b": "1F1B",
-    "interleaved_1f1b": "Interleaved1F1B",
-    "interleaved_zero_bubble": "InterleavedZeroBubble",
-    "zbv_zero_bubble": "ZBVZeroBubble",
-}
-
 
 def check_schedule(
-    options: ParallelOptions, *, num_layers: int, num_micro_batches: int, checkpointing: ActivationCheckpointing
+    options: ParallelOptions, num_layers: int, *, num_micro_batches: int, checkpointing: ActivationCheckpointing
 ) -> None:
     """Refuse a pipeline that cannot be.
 
@@ -83,9 +76,9 @@ class Pipeline:
         self.num_micro_batches, self._occupancy = num_micro_batches, occupancy
         self.is_first = any(stage.is_first for stage in stages)
         self.is_last = any(stage.is_last for stage in stages)
-        group = layout.dense.get_group("pp")
+        group = layout.group("pp")
         bound: list[Any] = [
-            TimedStage(
+            PipelineStage(
                 stage,
                 stage.index,
                 options.num_stages,
@@ -93,14 +86,15 @@ class Pipeline:
                 input_args=_examples(stage, shape, dtype, is_input=True),
                 output_args=_examples(stage, shape, dtype, is_input=False),
                 group=group,
-                occupancy=occupancy,
             )
             for stage in stages
         ]
+        for stage in bound:
+            time_passes(stage, occupancy)
         name = options.schedule
         if name == "1f1b" and num_micro_batches < options.num_stages:
             name = "gpipe"  # the same order then, and torch's 1F1B refuses so few
-        kind = get_schedule_class(_CLASSES[name])
+        kind = get_schedule_class(name.replace("_", ""))  # whatever the case
         settings = {"n_microbatches": num_micro_batches, "loss_fn": _of_micro_batch, "scale_grads": False}
         one_stage = options.num_stages == options.pp
         self._schedule = kind(bound[0], **settings) if one_stage else kind(bound, **settings)

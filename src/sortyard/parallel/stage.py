@@ -67,9 +67,9 @@ class Stage(nn.Module):
     def __init__(
         self,
         model: Any,
-        *,
         index: int,
         num_stages: int,
+        *,
         first_expert_layer: int,
         count_targets: Callable[[Batch], int],
         autocast: Callable[[], Any],

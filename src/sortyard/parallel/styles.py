@@ -6,21 +6,15 @@ processes: so all route alike, and the gradients of what is not cut are whole.
 """
 
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES, TensorParallelLayer
 
 from sortyard.ops.expert_dispatch import Routing
 from sortyard.parallel import EXPERTS, PACKED_BIAS
+from sortyard.parallel.experts import SharedExperts
 from sortyard.parallel.tensor import Mix, mix_slices
-
-
-@runtime_checkable
-class Mixing(Protocol):
-    """A layer with experts, which runs them by `mix` once the router has chosen."""
-
-    mix: Mix
 
 
 class _Experts(TensorParallelLayer):
@@ -37,7 +31,7 @@ class _Experts(TensorParallelLayer):
         return True
 
     def install_forward(self, module: nn.Module, mesh: Any) -> nn.Module:
-        if isinstance(module, Mixing):
+        if isinstance(module, SharedExperts):
             module.mix = partial(self._mix, module, module.mix, mesh)
         return module
 

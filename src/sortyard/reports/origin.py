@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sortyard.interop.hub_names import fault_of
 from sortyard.reports.run_data import Record, read_json
-from sortyard.training.run_folder import UPCYCLING
+from sortyard.runs.folder import UPCYCLING
 
 SCRATCH = "scratch"
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from sortyard.errors import InputError
 from sortyard.evaluation.cost import ParameterCounts
-from sortyard.training.json_lines import read_lines
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.json_lines import read_lines
 
 Record = dict[str, Any]
 SUB_RUNS = ("pretrain", "finetune")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from sortyard.training.stop_signals import StopSignals
+from sortyard.stop_requests import StopSignals
 
 T = TypeVar("T")
 POLL_SECONDS = 0.1
@@ -71,7 +71,7 @@ class Crew(Generic[T]):
         """
         with StopSignals() as signals:
             _Shift(self, items, at_once=at_once).work(signals)
-            if signals.received is not None:
+            if signals.received:
                 signals.leave(signals.received)
 
 
@@ -84,13 +84,13 @@ class _Shift(Generic[T]):
 
     def work(self, signals: StopSignals) -> None:
         try:
-            while signals.received is None and (self._running or self._next() is not None):
+            while not signals.received and (self._running or self._next() is not None):
                 while len(self._running) < self._at_once and (item := self._next()) is not None:
                     self._waiting.remove(item)
                     self._start(item)
                 time.sleep(POLL_SECONDS)
                 self._gather()
-            if signals.received is not None:
+            if signals.received:
                 self._stop(signals.received)
         except BaseException:
             self._stop(signal.SIGTERM)

@@ -41,8 +41,7 @@ def list_files(folder: Path) -> tuple[dict[str, str], str | None]:
         digests = {name: digest for name, digest in found.items() if name != DIGESTS}
         matches = [_NAME.fullmatch(name) for name in digests]
         has_all = {match[1] or match[0] for match in matches if match} == {"model", "optimizer", "state.json"}
-        # one without a digest of its own was written by an early version, and holds as far as the files match it
-        is_sound = all(matches) and has_all and content in (_text(digests), _plain_text(digests))
+        is_sound = all(matches) and has_all and content == _text(digests)
         strange = sorted(
             each.name for each in folder.iterdir() if each.name not in {DIGESTS, *found} and each.name[0] != "."
         )
@@ -55,10 +54,6 @@ def list_files(folder: Path) -> tuple[dict[str, str], str | None]:
     return digests, None
 
 
-def _plain_text(digests: Mapping[str, str]) -> str:
-    return json.dumps(digests, indent=1)
-
-
 def _text(digests: Mapping[str, str]) -> str:
-    own = hashlib.sha256(_plain_text(digests).encode()).hexdigest()
-    return _plain_text({**digests, DIGESTS: own})
+    own = hashlib.sha256(json.dumps(digests, indent=1).encode()).hexdigest()
+    return json.dumps({**digests, DIGESTS: own}, indent=1)

@@ -63,15 +63,14 @@ class Efficiency:
     def of(self, averages: Mapping[str, Any]) -> dict[str, float | None]:
         """The part of a metrics line that follows from a window's averages."""
         speed = averages["tokens_per_second"]
-        rates = [None if speed is None or self.flops is None else speed * self.flops.executed]
-        rates.append(None if speed is None or self.flops is None else speed * self.flops.dense)
         peak = None if self.peak is None else self.peak * self.num_processes
-        executed, dense = (None if rate is None or peak is None else rate / peak for rate in rates)
+        counts = (None, None) if self.flops is None else (self.flops.executed, self.flops.dense)
+        executed, dense = (None if speed is None or count is None else speed * count for count in counts)
         return {
             "tokens_per_second_per_process": None if speed is None else speed / self.num_processes,
-            "flops_per_second": rates[0],
-            "mfu": executed,
-            "mfu_dense": dense,
+            "flops_per_second": executed,
+            "mfu": None if executed is None or peak is None else executed / peak,
+            "mfu_dense": None if dense is None or peak is None else dense / peak,
             "bubble_share_ideal": self.ideal_bubble_share,
         }
 

@@ -1,7 +1,7 @@
 """The training loop."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from signal import Signals
@@ -12,20 +12,21 @@ from sortyard.errors import InputError
 from sortyard.objectives.total import Objective
 from sortyard.parallel.mesh import is_first
 from sortyard.parallel.options import ONE_PROCESS, ParallelOptions
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.lock import run_lock
+from sortyard.runs.progress import Progress
+from sortyard.runs.trackers import check_trackers
+from sortyard.stop_requests import StopSignals
 from sortyard.training.efficiency import TokenFlops
-from sortyard.training.evaluating import Evaluate, Evaluation
-from sortyard.training.opening import Steps, make_stepper, open_recorder, open_session
+from sortyard.training.opening import open_recorder, open_session
 from sortyard.training.options import LoopOptions, OptimizerOptions, ScheduleOptions
-from sortyard.training.progress import NoProgress, Progress
-from sortyard.training.recorder import NoRecorder, Records
-from sortyard.training.run_folder import RunFolder
-from sortyard.training.run_lock import run_lock
+from sortyard.training.recorder import Records
 from sortyard.training.schedule import lr_factor
 from sortyard.training.session import Session
 from sortyard.training.state import TrainState
-from sortyard.training.step import StepResult
-from sortyard.training.stop_signals import StopSignals
-from sortyard.training.trackers import check_trackers
+from sortyard.training.step import Stepper, StepResult
+
+Evaluate = Callable[[Any], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -33,23 +34,11 @@ class TrainResult:
     """How a run ended.
 
     Args:
-        steps: finished steps.
-        total_steps: steps the run was meant to take.
-        reason: "steps", "max_seconds" or "early_stopping".
-        tokens: real tokens seen.
-        seconds: training time, without evaluation and saving.
-        best_value: best evaluation by the chosen metric; None without evaluation.
-        best_step: finished steps at that evaluation; 0 without evaluation.
+        state: where it stands.
         was_finished: whether the run was complete before this call, which then did nothing.
     """
 
-    steps: int
-    total_steps: int
-    reason: str
-    tokens: int
-    seconds: float
-    best_value: float | None
-    best_step: int
+    state: TrainState
     was_finished: bool
 
 
@@ -104,7 +93,7 @@ def train(
         raise InputError("keep_best and early_stopping_patience need evaluation data: turn them off, or give some")
     if is_first():
         check_trackers(loop.trackers)
-    display = progress or NoProgress()
+    display = progress or Progress()
     with run_lock(run.path) if is_first() else nullcontext():
         session = open_session(
             model, objective=objective, loop=loop, optimizer=optimizer, run=run, display=display, parallel=parallel
@@ -116,21 +105,25 @@ def train(
         if state.finished:
             session.finish(run, keep_best=loop.keep_best)
             display.message(f"{run.path} finished at step {state.step} ({state.finished}): there is nothing left to do")
-            return _result(state, total=total, was_finished=True)
+            return TrainResult(state, was_finished=True)
 
-        recorder: Records = NoRecorder()
+        recorder = Records()
         if is_first():
             recorder = open_recorder(
-                session, run, loop=loop, display=display, steps_per_epoch=source.steps_per_epoch, flops=flops
+                session,
+                run,
+                loop=loop,
+                display=display,
+                parallel=parallel,
+                steps_per_epoch=source.steps_per_epoch,
+                flops=flops,
             )
-        stepper = make_stepper(
-            session,
+        stepper = session.stepper(
             objective=objective,
-            loop=loop,
+            max_grad_norm=loop.max_grad_norm,
             lr=lambda step: optimizer.lr * lr_factor(step, total, schedule),
             seed=seed,
         )
-        evaluation = None if evaluate is None else Evaluation(evaluate, best_metric, loop)
         with _recorded(recorder, state, run):
             display.start(total=total, done=state.step)
             recorder.event("resume" if was_resumed else "start", step=state.step, total_steps=total)
@@ -138,27 +131,29 @@ def train(
                 recorder.warn(note, step=state.step)
             _run(
                 session,
-                source=source,
-                stepper=stepper,
-                evaluation=evaluation,
+                recorder,
+                run,
+                source,
+                stepper,
+                evaluate=evaluate,
+                best_metric=best_metric,
                 loop=loop,
                 total=total,
-                recorder=recorder,
-                run=run,
             )
-        return _result(state, total=total, was_finished=False)
+        return TrainResult(state, was_finished=False)
 
 
 def _run(
     session: Session,
-    *,
-    source: BatchSource,
-    stepper: Steps,
-    evaluation: Evaluation | None,
-    loop: LoopOptions,
-    total: int,
     recorder: Records,
     run: RunFolder,
+    source: BatchSource,
+    stepper: Stepper,
+    *,
+    evaluate: Evaluate | None,
+    best_metric: str | None,
+    loop: LoopOptions,
+    total: int,
 ) -> None:
     """The loop itself: fetch, step, evaluate, record, save."""
     state = session.state
@@ -169,15 +164,17 @@ def _run(
             rows = source.step(state.step, share=session.share)
             watch.beat(f"computing step {state.step + 1}")
             result = stepper.take(rows, step=state.step)
-            seconds, stop, memory = session.agree(seconds=time.perf_counter() - started, signal=signals.received or 0)
+            seconds, stop, memory = session.agree(seconds=time.perf_counter() - started, signal=signals.received)
             state.advance(result, seconds=seconds)
             _report_trouble(result, state, source=source, loop=loop, recorder=recorder)
             state.finished = _reason_to_finish(state, total=total, loop=loop)
 
             watch.beat(f"evaluating, recording or saving after step {state.step}", limited=False)
             is_best = False
-            if evaluation is not None and (state.finished or _is_due(state.step, loop.eval_every)):
-                is_best = evaluation.run(session, recorder=recorder)
+            if evaluate is not None and (state.finished or _is_due(state.step, loop.eval_every)):
+                metrics = session.measure(evaluate)
+                recorder.evaluation(metrics, step=state.step)
+                is_best = best_metric is not None and state.note_evaluation(metrics, best_metric, loop=loop)
             is_line_due = bool(state.finished) or _is_due(state.step, loop.log_every)
             recorder.step(state, lr=result.lr, memory=memory, is_due=is_line_due)
 
@@ -246,16 +243,3 @@ def _report_trouble(
             f"{where}: {what}, as in the {state.bad_steps - 1} steps before (max_bad_steps is {loop.max_bad_steps}): "
             "look at these samples, lower lr, or train in fp32 or bf16"
         )
-
-
-def _result(state: TrainState, *, total: int, was_finished: bool) -> TrainResult:
-    return TrainResult(
-        steps=state.step,
-        total_steps=total,
-        reason=state.finished,
-        tokens=state.tokens,
-        seconds=state.seconds,
-        best_value=state.best_value,
-        best_step=state.best_step,
-        was_finished=was_finished,
-    )

@@ -2,8 +2,7 @@
 
 import resource
 import sys
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -70,15 +69,6 @@ class Window:
             "bubble_share": None if self.bubble_share is None else self.bubble_share / self.updates,
             **{f"{kind}_bytes": None if self.traffic is None else self.traffic[kind] for kind in KINDS},
         }
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values that `from_json` reads back without loss."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """The window that `to_json` wrote."""
-        return cls(**values)
 
 
 def load_shares(loads: Loads) -> Loads:

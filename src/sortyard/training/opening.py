@@ -1,36 +1,28 @@
 """What a run starts with: the session, the stepper and the records, of one process or of one among several."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from sortyard.errors import InputError
 from sortyard.objectives.total import Objective
 from sortyard.parallel.activation_checkpointing import checkpoint_activations
 from sortyard.parallel.compiling import check_compiler, compile_layers
-from sortyard.parallel.mesh import Layout, is_one_of_many
+from sortyard.parallel.mesh import Layout, is_one_of_many, num_processes
 from sortyard.parallel.options import ParallelOptions
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.progress import Progress
+from sortyard.runs.trackers import TensorBoard, Tracker, Writer
 from sortyard.training.checkpoint import CheckpointStore
 from sortyard.training.efficiency import Efficiency, TokenFlops, ideal_bubble_share, peak_flops
 from sortyard.training.optimizer import build_optimizer
 from sortyard.training.options import LoopOptions, OptimizerOptions
 from sortyard.training.precision import Precision
-from sortyard.training.progress import Progress
 from sortyard.training.recorder import Recorder
-from sortyard.training.run_folder import RunFolder
 from sortyard.training.session import Session, prepare_device
-from sortyard.training.step import Stepper, StepResult
-from sortyard.training.trackers import TensorBoard, Tracker, Writer
-
-
-class Steps(Protocol):
-    """Takes optimizer steps."""
-
-    def take(self, micro_batches: Sequence[Mapping[str, Tensor]], *, step: int) -> StepResult:
-        """Take one step with this process's rows of its micro-batches."""
 
 
 def open_session(
@@ -61,21 +53,15 @@ def open_session(
     if loop.compile:
         _check_compiler(device)
     precision = Precision(loop.precision, device=device)
-    keep: dict[str, Any] = {
-        "keep": loop.keep_checkpoints,
-        "warn": _warner(run, display),
-        "in_background": loop.async_checkpoints,
-    }
+    warn = _warner(run, display)
+    make_store = partial(
+        CheckpointStore, run.checkpoints, keep=loop.keep_checkpoints, warn=warn, in_background=loop.async_checkpoints
+    )
     if not is_one_of_many():
         model.to(device)
         model.train()
         _set_layers(model, loop)
-        return Session(
-            model,
-            optimizer=build_optimizer(model, optimizer),
-            precision=precision,
-            store=CheckpointStore(run.checkpoints, **keep),
-        )
+        return Session(model, build_optimizer(model, optimizer), precision, make_store())
 
     from sortyard.parallel.apply import check_model, parallelize
     from sortyard.parallel.peers import Group
@@ -84,10 +70,7 @@ def open_session(
 
     layout, talk = Layout.make(parallel, device=device), Group.of_all()
     check_model(
-        model,
-        layout.options,
-        num_micro_batches=loop.accumulation_steps,
-        checkpointing=loop.activation_checkpointing,
+        model, layout.options, num_micro_batches=loop.accumulation_steps, checkpointing=loop.activation_checkpointing
     )
     split = parallelize(
         copy.deepcopy(model) if talk.rank == 0 else model,
@@ -101,7 +84,7 @@ def open_session(
         model,
         optimizer=build_optimizer(split.stages, optimizer),
         precision=precision,
-        store=CheckpointStore(run.checkpoints, peers=Group.of_all(), **keep),
+        store=make_store(peers=Group.of_all()),
         split=split,
         talk=talk,
         watch=Watch(run.processes, rank=talk.rank, size=talk.size, timeout_seconds=parallel.timeout_seconds),
@@ -123,30 +106,6 @@ def _warner(run: RunFolder, display: Progress) -> Callable[[str], None]:
     return warn
 
 
-def make_stepper(
-    session: Session, *, objective: Objective, loop: LoopOptions, lr: Callable[[int], float], seed: int
-) -> Steps:
-    """What takes a session's steps.
-
-    Args:
-        session: the run.
-        objective: what to minimise.
-        loop: the clipping.
-        lr: learning rate of a step, counted from 0.
-        seed: the run's seed.
-    """
-    settings: dict[str, Any] = {"max_grad_norm": loop.max_grad_norm, "lr": lr, "seed": seed}
-    settings |= {"optimizer": session.optimizer, "precision": session.precision}
-    if not is_one_of_many():
-        return Stepper(session.model, objective=objective, **settings)
-
-    from sortyard.training.split_session import SplitSession
-    from sortyard.training.split_step import SplitStepper
-
-    assert isinstance(session, SplitSession)
-    return SplitStepper(session.split, count_targets=objective.count_targets, **settings)
-
-
 def _set_layers(model: Any, loop: LoopOptions) -> None:
     checkpoint_activations(model, loop.activation_checkpointing, loop.activation_checkpointing_every)
     if loop.compile:
@@ -159,6 +118,7 @@ def open_recorder(
     *,
     loop: LoopOptions,
     display: Progress,
+    parallel: ParallelOptions,
     steps_per_epoch: int,
     flops: TokenFlops | None,
 ) -> Recorder:
@@ -169,6 +129,7 @@ def open_recorder(
         run: its folder.
         loop: what is written.
         display: what a person sees.
+        parallel: the layout.
         steps_per_epoch: optimizer steps in one pass over the data.
         flops: of a token.
     """
@@ -176,24 +137,16 @@ def open_recorder(
     run.cut_after(step)
     writers: list[Writer] = [TensorBoard(run, first_step=step)] if loop.tensorboard else []
     writers += [Tracker(name, run, warn=_warner(run, display)) for name in loop.trackers]
+    precision = session.precision
     return Recorder(
         run,
         progress=display,
-        efficiency=_efficiency(session, flops, loop=loop),
+        efficiency=Efficiency(
+            flops,
+            peak=None if flops is None else peak_flops(precision.device, dtype=precision.dtype or torch.float32),
+            num_processes=num_processes(),
+            ideal_bubble_share=ideal_bubble_share(parallel, loop),
+        ),
         steps_per_epoch=steps_per_epoch,
         writers=writers,
     )
-
-
-def _efficiency(session: Session, flops: TokenFlops | None, *, loop: LoopOptions) -> Efficiency:
-    precision = session.precision
-    peak = None if flops is None else peak_flops(precision.device, dtype=precision.dtype or torch.float32)
-    if not is_one_of_many():
-        return Efficiency(flops, peak)
-
-    from sortyard.training.split_session import SplitSession
-
-    assert isinstance(session, SplitSession)
-    options = session.split.layout.options
-    ideal = ideal_bubble_share(options, loop)
-    return Efficiency(flops, peak, num_processes=options.num_processes(), ideal_bubble_share=ideal)

@@ -1,21 +1,23 @@
 """Keeps a run's records: metrics, routing, events, trackers and the progress display, in step with its state."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.progress import Progress
+from sortyard.runs.trackers import Writer
 from sortyard.training.efficiency import Efficiency
 from sortyard.training.metrics import Window, load_shares
-from sortyard.training.progress import Progress
-from sortyard.training.run_folder import RunFolder
 from sortyard.training.state import TrainState
-from sortyard.training.trackers import Writer
 
 
-class Records(Protocol):
-    """Where a run writes what happens."""
+class Records:
+    """Where a run writes what happens; this one writes nothing, as of several processes only the first one writes."""
 
-    def step(self, state: TrainState, *, lr: float, memory: int, is_due: bool) -> None:
+    def step(self, state: TrainState, *, lr: float, memory: int, is_due: bool) -> None:  # noqa: ARG002
         """A step is finished; if a line is due, a new window begins."""
+        if is_due:
+            state.window = Window()
 
     def evaluation(self, metrics: Mapping[str, float], *, step: int) -> None:
         """The model was measured."""
@@ -33,31 +35,7 @@ class Records(Protocol):
         """The run is over, or broke off."""
 
 
-class NoRecorder:
-    """Writes nothing: the records of a run that several processes share are the first one's."""
-
-    def step(self, state: TrainState, *, lr: float, memory: int, is_due: bool) -> None:  # noqa: ARG002
-        """Begin a new window where the first process does."""
-        if is_due:
-            state.window = Window()
-
-    def evaluation(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Do nothing."""
-
-    def event(self, event: str, *, step: int, **details: Any) -> None:
-        """Do nothing."""
-
-    def warn(self, message: str, *, step: int) -> None:
-        """Do nothing."""
-
-    def say(self, message: str) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class Recorder:
+class Recorder(Records):
     """Writes what happens to the run's folder and shows it.
 
     Args:
@@ -102,7 +80,7 @@ class Recorder:
         loads = state.window.loads()
         if loads is not None:
             self.run.append_routing(state.step, load_shares(loads).astype("float32"))
-        state.window = Window()
+        super().step(state, lr=lr, memory=memory, is_due=is_due)
 
     def evaluation(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Write an evaluation's metrics."""

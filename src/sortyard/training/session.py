@@ -1,26 +1,27 @@
 """The tensors and the state of a run together: restored from its checkpoints, saved to them, finished with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from sortyard.errors import InputError
+from sortyard.objectives.total import Objective
 from sortyard.parallel.compiling import release_layers
-from sortyard.parallel.mesh import is_one_of_many
+from sortyard.parallel.mesh import num_processes
 from sortyard.parallel.watch import NoWatch
+from sortyard.runs.environment import finds_gpu
+from sortyard.runs.folder import RunFolder
 from sortyard.training.checkpoint import Checkpoint, CheckpointStore, Snapshot
-from sortyard.training.environment import finds_gpu
 from sortyard.training.metrics import peak_memory_bytes
 from sortyard.training.optimizer import load_optimizer_tensors, optimizer_tensors
 from sortyard.training.options import LoopOptions
 from sortyard.training.pieces import Piece
 from sortyard.training.precision import Precision
-from sortyard.training.run_folder import RunFolder
 from sortyard.training.state import TrainState
+from sortyard.training.step import Stepper
 from sortyard.training.weights import export_model, load_model_tensors, model_tensors
 
 
@@ -44,7 +45,7 @@ def numerics(device: torch.device) -> dict[str, str | int]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": name,
-        "processes": dist.get_world_size() if is_one_of_many() else 1,
+        "processes": num_processes(),
     }
 
 
@@ -76,6 +77,10 @@ class Session:
     def share(self) -> tuple[int, int]:
         """Which share of every micro-batch's rows is this process's, and of how many."""
         return 0, 1
+
+    def stepper(self, *, objective: Objective, max_grad_norm: float, lr: Callable[[int], float], seed: int) -> Stepper:
+        """What takes the run's steps; see `Stepper`."""
+        return Stepper(self.model, objective, self.optimizer, self.precision, max_grad_norm, lr, seed)
 
     def agree(self, *, seconds: float, signal: int) -> tuple[float, int, int]:
         """A step's time, the signal that came meanwhile, 0 for none, and the peak of memory: the same on all processes.
@@ -129,7 +134,7 @@ class Session:
         state = {
             "step": self.state.step,
             "best_step": self.state.best_step,
-            "train": self.state.to_json(),
+            "train": asdict(self.state),
             "loss_scale": self.precision.state(),
             "numerics": numerics(self.precision.device),
             "recipe": self.recipe,

@@ -9,11 +9,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sortyard.errors import InputError
+from sortyard.objectives.total import Objective
 from sortyard.parallel.apply import Held, SplitModel, local
 from sortyard.parallel.peers import Group, told_of_losses
 from sortyard.training.checkpoint import Checkpoint, Kind
 from sortyard.training.pieces import Piece
 from sortyard.training.session import Session
+from sortyard.training.split_step import SplitStepper
+from sortyard.training.step import Stepper
 from sortyard.training.weights import load_model_tensors
 
 
@@ -33,7 +36,11 @@ class SplitSession(Session):
     @property
     def share(self) -> tuple[int, int]:
         """Which share of every micro-batch's rows is this process's, and of how many."""
-        return self.split.layout.data_rank, self.split.layout.data_size
+        return self.split.layout.data.rank(), self.split.layout.data.size()
+
+    def stepper(self, *, objective: Objective, max_grad_norm: float, lr: Callable[[int], float], seed: int) -> Stepper:
+        """What takes the run's steps, together with the other processes."""
+        return SplitStepper(self.split, objective, self.optimizer, self.precision, max_grad_norm, lr, seed)
 
     def agree(self, *, seconds: float, signal: int) -> tuple[float, int, int]:
         """The longest time, the highest signal and the largest memory of all processes."""

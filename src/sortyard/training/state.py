@@ -1,10 +1,13 @@
 """Everything of a run's position that is not a tensor."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
+from sortyard.errors import InputError
 from sortyard.training.metrics import Window
+from sortyard.training.options import LoopOptions
 from sortyard.training.step import StepResult
 
 LOWER_IS_BETTER = ("loss", "perplexity", "error")
@@ -54,29 +57,33 @@ class TrainState:
         elif result.outcome == "updated":
             self.bad_steps = 0
 
-    def note_evaluation(self, value: float, *, metric: str) -> bool:
-        """Compare an evaluation with the best so far.
+    def note_evaluation(self, metrics: Mapping[str, float], best_metric: str, *, loop: LoopOptions) -> bool:
+        """Compare an evaluation with the best so far, and finish the run where its patience is over.
 
         Args:
-            value: what the metric came to; NaN is never a gain.
-            metric: its name; those ending in loss, perplexity or error are better when lower.
+            metrics: what the evaluation came to; NaN is never a gain.
+            best_metric: which decides; one whose name ends in loss, perplexity or error is better when lower.
+            loop: its early_stopping_patience.
 
         Returns:
             Whether this is the new best; a tie is not.
+
+        Raises:
+            InputError: there is no such figure.
         """
-        sign = -1 if metric.endswith(LOWER_IS_BETTER) else 1
+        if best_metric not in metrics:
+            raise InputError(f"best_metric is {best_metric!r}, but the evaluation gives {', '.join(metrics)}")
+        value, sign = metrics[best_metric], -1 if best_metric.endswith(LOWER_IS_BETTER) else 1
         is_gain = not math.isnan(value) and (self.best_value is None or sign * value > sign * self.best_value)
         if is_gain:
             self.best_value, self.best_step, self.stale_evaluations = value, self.step, 0
         else:
             self.stale_evaluations += 1
+        if loop.early_stopping_patience and self.stale_evaluations >= loop.early_stopping_patience:
+            self.finished = self.finished or "early_stopping"
         return is_gain
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values that `from_json` reads back without loss."""
-        return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The state that `to_json` wrote."""
-        return cls(**{**values, "window": Window.from_json(values["window"])})
+        """The state of what `asdict` made of it."""
+        return cls(**{**values, "window": Window(**values["window"])})

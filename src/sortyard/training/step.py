@@ -9,9 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sortyard.objectives.total import Objective, StepLoss
+from sortyard.objectives.total import Objective
 from sortyard.training.precision import Precision
 
+Batch = Mapping[str, Tensor]
 Outcome = Literal["updated", "no_targets", "overflow", "bad"]
 
 
@@ -69,67 +70,86 @@ class Stepper:
     lr: Callable[[int], float]
     seed: int
 
-    def take(self, micro_batches: Sequence[Mapping[str, Tensor]], *, step: int) -> StepResult:
+    def take(self, micro_batches: Sequence[Batch], *, step: int) -> StepResult:
         """Take one step.
 
         The loss is divided by the number of targets of the whole step, counted before any backward pass, because a
         mean of micro-batch means would weigh targets unequally.
 
         Args:
-            micro_batches: keyword arguments of the model's forward, on the CPU.
+            micro_batches: keyword arguments of the model's forward, on the CPU; of several processes, each one's rows.
             step: number of the step, from 0.
         """
         lr = self.lr(step)
-        num_targets = sum(self.objective.count_targets(batch) for batch in micro_batches)
-        num_tokens = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
-        if num_targets == 0:
-            return StepResult("no_targets", lr, num_tokens=num_tokens)
+        targets, tokens = self._counts(micro_batches)
+        result = StepResult("no_targets", lr, num_tokens=int(tokens.sum()))
+        if not targets.any():
+            return result
 
-        losses = [
-            self._backward(batch, num_targets=num_targets, seed=dropout_seed(self.seed, step=step, micro=micro))
-            for micro, batch in enumerate(micro_batches)
-        ]
-        self.precision.scaler.unscale_(self.optimizer)
-        grad_norm = self._clip()
-        outcome, bad_micro_batch = _judge(losses, grad_norm=grad_norm, may_overflow=self.precision.may_overflow())
-        result = StepResult(
-            outcome,
-            lr,
-            task_loss=sum(float(loss.task) for loss in losses),
-            balance_loss=sum(float(loss.balance) for loss in losses if loss.balance is not None),
-            grad_norm=grad_norm,
-            num_tokens=num_tokens,
-            sparsity=sum(loss.sparsity for loss in losses) / len(losses),
-            expert_loads=_add_loads(losses),
-            bad_micro_batch=bad_micro_batch,
-        )
+        device = self.precision.device
+        batches = [{name: value.to(device, non_blocking=True) for name, value in b.items()} for b in micro_batches]
+        seen, is_finite = self._gradients(batches, targets=targets.tolist(), step=step)
+        result = replace(result, outcome="updated", **seen)
+        if not all(is_finite):
+            result = replace(result, outcome="bad", bad_micro_batch=is_finite.index(False))
+        elif not math.isfinite(result.grad_norm):
+            result = replace(result, outcome="overflow" if self.precision.may_overflow() else "bad")
         self._update(result)
         return result
 
-    def _backward(self, batch: Mapping[str, Tensor], *, num_targets: int, seed: int) -> StepLoss:
-        torch.manual_seed(seed)
-        on_device = {name: value.to(self.precision.device, non_blocking=True) for name, value in batch.items()}
-        with self.precision.autocast():
-            loss = self.objective.compute(self.model, on_device, num_targets=num_targets)
-        self.precision.scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
-        return replace(loss, total=loss.total.detach())
+    def _counts(self, micro_batches: Sequence[Batch]) -> Tensor:
+        """Targets and real tokens [2, micro-batches], int64 on the CPU."""
+        own = [[self.objective.count_targets(batch), int(batch["attention_mask"].sum())] for batch in micro_batches]
+        return torch.tensor(own, dtype=torch.int64).T.contiguous()
 
-    def _clip(self) -> float:
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        if self.max_grad_norm and bool(torch.isfinite(norm)):
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
-        return float(norm)
+    def _gradients(
+        self, batches: Sequence[Batch], *, targets: Sequence[int], step: int
+    ) -> tuple[dict[str, Any], list[bool]]:
+        """Leave the step's gradients.
+
+        Args:
+            batches: the micro-batches, on the device.
+            targets: of each, over all rows.
+            step: number of the step.
+
+        Returns:
+            Fields of the step's result, and whether each micro-batch's loss is finite.
+        """
+        scale, losses = self.precision.loss_scale(), []
+        for micro, batch in enumerate(batches):
+            torch.manual_seed(dropout_seed(self.seed, step=step, micro=micro))
+            with self.precision.autocast():
+                loss = self.objective.compute(self.model, batch, num_targets=sum(targets))
+            (loss.total * scale).backward()  # type: ignore[no-untyped-call]
+            losses.append(replace(loss, total=loss.total.detach()))
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if scale != 1:
+            torch._foreach_div_(gradients, scale)
+        loads = [loss.expert_loads for loss in losses if loss.expert_loads is not None]
+        return {
+            "task_loss": sum(float(loss.task) for loss in losses),
+            "balance_loss": sum(float(loss.balance) for loss in losses if loss.balance is not None),
+            "grad_norm": float(torch.nn.utils.get_total_norm(gradients)),
+            "sparsity": sum(loss.sparsity for loss in losses) / len(losses),
+            "expert_loads": torch.stack(loads).sum(0).cpu() if loads else None,
+        }, [bool(torch.isfinite(loss.total)) for loss in losses]
 
     def _update(self, result: StepResult) -> None:
         if result.outcome == "updated":
+            if self.max_grad_norm:
+                self._clip(result.grad_norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = result.lr
-            self.precision.scaler.step(self.optimizer)
+            self.optimizer.step()
             if result.expert_loads is not None:
                 self.model.update_expert_bias(result.expert_loads.to(self.precision.device))
-        self.precision.scaler.update()
+        self.precision.settle(overflowed=result.outcome != "updated")
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _clip(self, grad_norm: float) -> None:
+        parameters = list(self.model.parameters())
+        norm = torch.tensor(grad_norm, dtype=parameters[0].dtype)  # as it came out
+        torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
 
 
 def dropout_seed(seed: int, *, step: int, micro: int, share: int = 0) -> int:
@@ -144,18 +164,3 @@ def dropout_seed(seed: int, *, step: int, micro: int, share: int = 0) -> int:
     text = f"dropout {seed} {step} {micro}" + (f" {share}" if share else "")
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def _judge(losses: Sequence[StepLoss], *, grad_norm: float, may_overflow: bool) -> tuple[Outcome, int]:
-    """The step's outcome, and the first micro-batch whose loss is not finite, or -1."""
-    for micro, loss in enumerate(losses):
-        if not bool(torch.isfinite(loss.total)):
-            return "bad", micro
-    if not math.isfinite(grad_norm):
-        return "overflow" if may_overflow else "bad", -1
-    return "updated", -1
-
-
-def _add_loads(losses: Sequence[StepLoss]) -> Tensor | None:
-    loads = [loss.expert_loads for loss in losses if loss.expert_loads is not None]
-    return torch.stack(loads).sum(0).cpu() if loads else None

@@ -10,7 +10,7 @@ import pytest
 from sortyard.errors import InputError
 from sortyard.reports.comparison.comparison import compare_runs, differing_keys, short_names
 from sortyard.reports.comparison.page import verdict, write_comparison
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.folder import RunFolder
 from tests.reports.conftest import add_evaluation, fill
 from tests.reports.test_report import outline, text_of
 

@@ -14,7 +14,7 @@ import torch
 import sortyard
 from sortyard.durable import replace_bytes
 from sortyard.errors import InputError
-from sortyard.training.environment import describe_environment
+from sortyard.runs.environment import describe_environment
 
 Json = dict[str, Any]
 RESULTS = Path("benchmarks/results")

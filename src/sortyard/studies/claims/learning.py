@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from sortyard.runs.json_lines import read_lines
 from sortyard.studies.claims.cpu_steps import BALANCES, PROCESSES, TWIN_SEEDS
 from sortyard.studies.claims.findings import (
     FAILS,
@@ -24,7 +25,6 @@ from sortyard.studies.sparsity.knee import knee_text
 from sortyard.studies.sparsity.plan import ADAPTED, AS_IS, TASK
 from sortyard.studies.trained.arms import DENSE_ACTIVE
 from sortyard.studies.trained.twin_page import efficiency_text
-from sortyard.training.json_lines import read_lines
 
 Json = dict[str, Any]
 CLAIMED_UTILISATION, CLAIMED_ROUTING, CLAIMED_SST2, CLAIMED_EFFICIENCY = 0.85, 0.032, 0.007, 0.40

@@ -13,9 +13,9 @@ from sortyard.durable import replace_bytes
 from sortyard.errors import InputError, LostProcessError
 from sortyard.jobs.display import Display
 from sortyard.reports.wording import duration
+from sortyard.runs.folder import RunFolder
+from sortyard.runs.json_lines import read_lines
 from sortyard.studies.crew import ONE_CORE, Crew, Ended, ending, last_words
-from sortyard.training.json_lines import read_lines
-from sortyard.training.run_folder import RunFolder
 
 Json = dict[str, Any]
 

@@ -10,8 +10,8 @@ import numpy as np
 from sortyard.evaluation.cost import forward_flops_per_token, head_flops_per_target, meta_model, parameter_counts
 from sortyard.model.configuration import SortyardConfig
 from sortyard.recipe import PretrainSection
+from sortyard.runs.folder import RunFolder
 from sortyard.studies.trained.runs import ArmRun
-from sortyard.training.run_folder import RunFolder
 
 Json = dict[str, Any]
 Axis = Literal["steps", "flops", "processor_seconds"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from sortyard.evaluation.metrics import METRICS, Values
 from sortyard.reports.figures import Table
-from sortyard.training.json_lines import read_lines
+from sortyard.runs.json_lines import read_lines
 
 Json = dict[str, Any]
 LEVEL, RESAMPLES = 0.95, 500

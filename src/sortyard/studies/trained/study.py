@@ -13,12 +13,12 @@ from sortyard.errors import InputError
 from sortyard.jobs.sections import pretrain_section
 from sortyard.recipe import LoadedRecipe, Recipe
 from sortyard.reports.run_data import read_json
+from sortyard.runs.environment import finds_gpu
 from sortyard.studies.bench.results import BenchResult, new_result, save_result
 from sortyard.studies.trained.arms import Arm
 from sortyard.studies.trained.curves import Curve, read_curve
 from sortyard.studies.trained.examples import Answers, read_answers, resampled_gain
 from sortyard.studies.trained.runs import ArmRun, Task, planned_runs, prepare_text, train
-from sortyard.training.environment import finds_gpu
 
 Json = dict[str, Any]
 Say = Callable[[str], None]

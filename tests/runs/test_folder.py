@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sortyard.errors import InputError
-from sortyard.training.environment import describe_environment
-from sortyard.training.run_folder import RunFolder
+from sortyard.runs.environment import describe_environment
+from sortyard.runs.folder import RunFolder
 from tests.training.tiny import new_run
 
 

@@ -3,27 +3,16 @@
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
 from sortyard.errors import InputError, first_line
-from sortyard.training.options import TrackerName
-from sortyard.training.run_folder import RunFolder
-
-
-class Writer(Protocol):
-    """Takes the metrics of a step."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Take values by names such as "train/loss"; step is the number of finished steps."""
-
-    def close(self) -> None:
-        """No more come."""
+from sortyard.runs.folder import RunFolder
 
 
 class TensorBoard:
-    """Writes TensorBoard's files.
+    """Writes metrics by names such as "train/loss" into TensorBoard's files.
 
     Args:
         run: the run's folder.
@@ -57,7 +46,7 @@ class Tracker:
         warn: told about a failure.
     """
 
-    def __init__(self, name: TrackerName, run: RunFolder, *, warn: Callable[[str], None]) -> None:
+    def __init__(self, name: str, run: RunFolder, *, warn: Callable[[str], None]) -> None:
         self._name, self._warn = name, warn
         self._module: Any = _imported(name)
         project = os.environ.get(f"{name.upper()}_PROJECT", "sortyard")
@@ -88,7 +77,10 @@ class Tracker:
             self._warn(f"{self._name} failed at {what} and gets no more metrics ({first_line(error)})")
 
 
-def check_trackers(names: Sequence[TrackerName]) -> None:
+Writer = TensorBoard | Tracker
+
+
+def check_trackers(names: Sequence[str]) -> None:
     """Refuse trackers that are not installed, before any work is done.
 
     Raises:
@@ -98,7 +90,7 @@ def check_trackers(names: Sequence[TrackerName]) -> None:
         _imported(name)
 
 
-def _imported(name: TrackerName) -> Any:
+def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:

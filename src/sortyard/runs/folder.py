@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sortyard.durable import replace_bytes, sync
 from sortyard.errors import InputError
-from sortyard.training.json_lines import append_line, keep_lines, plain, read_lines
+from sortyard.runs.json_lines import append_line, keep_lines, plain, read_lines
 
 UPCYCLING = "upcycling.json"  # beside a model that `sortyard upcycle` made
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -11,43 +11,23 @@ from rich.progress import Progress as RichBar
 Metrics = Mapping[str, Any]
 
 
-class Progress(Protocol):
-    """Shows how far a run is."""
+class Progress:
+    """Shows how far a run is; this one shows nothing."""
 
     def start(self, *, total: int, done: int) -> None:
         """A run of `total` steps begins, or goes on after `done` of them."""
-        ...
 
     def update(self, metrics: Metrics) -> None:
         """A step is finished; metrics holds "step" and fields of a metrics line, each possibly null or absent."""
-        ...
 
     def message(self, text: str) -> None:
         """Something happened that a person should read."""
-        ...
 
     def stop(self) -> None:
         """The run is over, or broke off."""
-        ...
 
 
-class NoProgress:
-    """Shows nothing."""
-
-    def start(self, *, total: int, done: int) -> None:
-        """Do nothing."""
-
-    def update(self, metrics: Metrics) -> None:
-        """Do nothing."""
-
-    def message(self, text: str) -> None:
-        """Do nothing."""
-
-    def stop(self) -> None:
-        """Do nothing."""
-
-
-class RichProgress:
+class RichProgress(Progress):
     """A bar with what matters about the run beside it, for a terminal.
 
     Args:
@@ -83,7 +63,7 @@ class RichProgress:
         self._bar.stop()
 
 
-class PlainProgress:
+class PlainProgress(Progress):
     """A line every few seconds, for logs and pipes.
 
     Args:
@@ -117,9 +97,6 @@ class PlainProgress:
     def message(self, text: str) -> None:
         """Print a line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def stop(self) -> None:
-        """Do nothing."""
 
 
 def make_progress(console: Console, *, label: str) -> Progress:

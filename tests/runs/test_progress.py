@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from sortyard.training.progress import PlainProgress, RichProgress, make_progress, summary
+from sortyard.runs.progress import PlainProgress, RichProgress, make_progress, summary
 from tests.training.tiny import TinySource, new_run, train_tiny
 
 METRICS = {"loss": 4.1234, "tokens_per_second": 9800.0, "memory_bytes": 1.1e9, "experts_used": 7, "sparsity": 0.57}

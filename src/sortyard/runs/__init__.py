@@ -1,0 +1,1 @@
+"""What a run writes down and shows: its folder, records, lock, environment, display and trackers; imports no torch."""
