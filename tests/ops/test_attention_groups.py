@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sortyard.ops import BucketSpec, dense_attention, make_segments
+from sortyard.ops import BucketSpec, bucket_attention, dense_attention, make_segments
+from sortyard.ops.bucket_attention.dense import visible_pairs
 from sortyard.ops.bucket_attention.groups import gather_groups, make_groups, scatter_groups
 from sortyard.ops.segments import Segments
 
@@ -78,6 +81,42 @@ def test_a_group_is_a_batch_of_its_own() -> None:
         for name in ("counts", "token_index", "ids", "positions"):
             assert torch.equal(getattr(group.segments, name), getattr(expected, name)), name
         assert (group.segments.lengths, group.segments.is_trivial) == (expected.lengths, expected.is_trivial)
+
+
+def long_rows(*, padding: int) -> Segments:
+    """Rows of 600 positions with short sequences in them, or a long one that leaves little to save."""
+    mask = torch.ones(2, 600, dtype=torch.bool)
+    mask[1, 600 - padding :] = False
+    starts = torch.tensor([0, 130, 140, 520, 600, 700, 990, 1200])
+    return make_segments(2, 600, key_padding_mask=mask, cu_seqlens=starts, device="cpu")
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_dense_attention_takes_short_sequences_out_of_long_rows(causal: bool) -> None:
+    segments = long_rows(padding=50)
+    x = torch.randn(3, 2, 2, 600, 8, dtype=torch.float64, requires_grad=True)
+    mask = visible_pairs(segments, causal=causal)[:, None]
+    pads = (segments.ids < 0)[:, None, :, None]
+    expected = F.scaled_dot_product_attention(*x, attn_mask=mask | pads).masked_fill(pads, 0.0)
+    of_dense = dense_attention(*x, segments=segments, causal=causal)
+    of_buckets = bucket_attention(*x, BucketSpec(dense_up_to=1000), segments=segments, causal=causal)
+    assert len(segments.kept) == 1  # they share the groups
+    (wanted,) = torch.autograd.grad((expected * x[0]).sum(), x)
+    for found in (of_dense, of_buckets):
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad((found * x[0]).sum(), x)[0], wanted)
+
+
+def test_dense_attention_leaves_rows_whole_where_that_is_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, 2, 2, 600, 8)
+    whole = make_segments(2, 600, cu_seqlens=torch.tensor([0, 500, 600, 1150, 1200]), device="cpu")
+    dense_attention(*x, segments=whole)
+    short = long_rows(padding=50)
+    dense_attention(*x, segments=short, window=4)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # a graph of one batch's lengths is of no use
+    dense_attention(*x, segments=short)
+    assert not whole.kept
+    assert not short.kept
 
 
 class _Asked(TorchDispatchMode):

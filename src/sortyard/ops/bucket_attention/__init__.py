@@ -1,7 +1,5 @@
 """Bucket attention: softmax attention over exact keys nearby and summaries of the rest; README.md derives it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -10,7 +8,7 @@ from torch import Tensor
 
 from sortyard.ops.bucket_attention.backend import Backend, available_backends, choose_backend
 from sortyard.ops.bucket_attention.compiled import compiled_tree_attention
-from sortyard.ops.bucket_attention.dense import dense_attention
+from sortyard.ops.bucket_attention.dense import attend_group, dense_attention
 from sortyard.ops.bucket_attention.groups import Group, gather_groups, make_groups, scatter_groups
 from sortyard.ops.bucket_attention.inputs import check_inputs
 from sortyard.ops.bucket_attention.operator import call_operator
@@ -134,25 +132,7 @@ def _dense_group(
     causal: bool,
     dropout_p: float,
 ) -> Float[Tensor, "S H n K"]:
-    # cuDNN plans anew for every shape, for some 10 ms, and groups have a new shape in every batch.
-    with _without_cudnn():
-        return dense_attention(q, k, v, segments=group.segments, causal=causal, dropout_p=dropout_p)
-
-
-@contextmanager
-def _without_cudnn() -> Iterator[None]:
-    """Leave cuDNN's attention out where another kernel is allowed; which others are stays as it is."""
-    cuda = torch.backends.cuda
-    was_enabled = cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
-    others = (cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.math_sdp_enabled)
-    if not was_enabled or not any(enabled() for enabled in others):  # type: ignore[no-untyped-call]
-        yield
-        return
-    cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        cuda.enable_cudnn_sdp(was_enabled)
+    return attend_group(q, k, v, group=group, causal=causal, dropout_p=dropout_p)
 
 
 __all__ = [

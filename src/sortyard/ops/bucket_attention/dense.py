@@ -1,10 +1,17 @@
 """Dense attention over the sequences of a batch, through torch's own kernels."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sortyard.ops.bucket_attention.groups import Group, gather_groups, make_groups, scatter_groups
 from sortyard.ops.segments import Segments
+
+_LEAST_LENGTH = 512  # of rows; in shorter ones taking sequences out costs more than their hidden pairs
 
 
 def dense_attention(
@@ -36,6 +43,52 @@ def dense_attention(
     """
     if window is not None and window < 0:
         raise ValueError(f"window is {window}; it must be at least 0, or be left out")
+    if window is None and _pays_by_groups(segments):
+        groups = make_groups(segments, None, causal=causal, global_tokens=None)
+        outputs = [
+            (group, attend_group(*taken, group=group, causal=causal, dropout_p=dropout_p))
+            for group, *taken in zip(groups, *(gather_groups(x, groups) for x in (q, k, v)), strict=True)
+        ]
+        return scatter_groups(outputs, like=q)
+    return _attend(q, k, v, segments=segments, causal=causal, window=window, dropout_p=dropout_p)
+
+
+def _pays_by_groups(segments: Segments) -> bool:
+    """Whether a mask over whole rows would hide so many pairs that it is worth taking the sequences out of them.
+
+    A graph would be compiled anew for every batch's lengths.
+    """
+    if segments.length < _LEAST_LENGTH or not segments.lengths or torch.compiler.is_compiling():
+        return False
+    pairs = segments.batch_size * segments.length**2
+    return pairs >= 2 * sum(length * length for length in segments.lengths)
+
+
+def attend_group(
+    q: Float[Tensor, "S H n K"],
+    k: Float[Tensor, "S H n K"],
+    v: Float[Tensor, "S H n K"],
+    *,
+    group: Group,
+    causal: bool,
+    dropout_p: float,
+) -> Float[Tensor, "S H n K"]:
+    """Dense attention of sequences side by side."""
+    # cuDNN plans anew for every shape, for some 10 ms, and groups have a new shape in every batch.
+    with _without_cudnn():
+        return _attend(q, k, v, segments=group.segments, causal=causal, window=None, dropout_p=dropout_p)
+
+
+def _attend(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T K"],
+    *,
+    segments: Segments,
+    causal: bool,
+    window: int | None,
+    dropout_p: float,
+) -> Float[Tensor, "B H T K"]:
     if segments.is_trivial and window is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=causal)
     mask = visible_pairs(segments, causal=causal, window=window)
@@ -43,6 +96,22 @@ def dense_attention(
     # A row without any key has no softmax: pads look at everything and are zeroed afterwards.
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=(mask | pads)[:, None], dropout_p=dropout_p)
     return out if segments.is_trivial else out.masked_fill(pads[:, None], 0.0)
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Leave cuDNN's attention out where another kernel is allowed; which others are stays as it is."""
+    cuda = torch.backends.cuda
+    was_enabled = cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    others = (cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.math_sdp_enabled)
+    if not was_enabled or not any(enabled() for enabled in others):  # type: ignore[no-untyped-call]
+        yield
+        return
+    cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        cuda.enable_cudnn_sdp(was_enabled)
 
 
 def visible_pairs(segments: Segments, *, causal: bool, window: int | None = None) -> Bool[Tensor, "B T T"]:

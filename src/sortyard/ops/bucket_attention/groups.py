@@ -67,7 +67,7 @@ class Group:
 
 def make_groups(
     segments: Segments,
-    spec: BucketSpec,
+    spec: BucketSpec | None,
     *,
     causal: bool,
     global_tokens: Bool[Tensor, "B T"] | None,
@@ -76,7 +76,7 @@ def make_groups(
 
     Args:
         segments: The batch's sequences.
-        spec: The attention's settings.
+        spec: The attention's settings; None for dense attention, whatever the lengths.
         causal: Whether a query sees only keys at or before it.
         global_tokens: Tokens that every query reads, besides the first ones; counting them costs a host sync.
 
@@ -95,7 +95,7 @@ def make_groups(
     on_cpu = segments.token_index.device.type == "cpu"
     members: dict[Hashable, list[int]] = {}
     for number, length in enumerate(segments.lengths):
-        kind = _group_key(resolve_shape(spec, length, causal), length, spec=spec, causal=causal, on_cpu=on_cpu)
+        kind = _group_key(length, spec=spec, causal=causal, on_cpu=on_cpu)
         members.setdefault(kind, []).append(number)
     groups = [_make_group(segments, spec, numbers, causal, global_tokens) for numbers in members.values()]
     if global_tokens is None:
@@ -103,15 +103,14 @@ def make_groups(
     return groups
 
 
-def _group_key(
-    shape: TreeShape | RoundsShape | None, length: int, *, spec: BucketSpec, causal: bool, on_cpu: bool
-) -> Hashable:
+def _group_key(length: int, *, spec: BucketSpec | None, causal: bool, on_cpu: bool) -> Hashable:
     """What sequences of one group have in common.
 
     A CPU's time is in arithmetic, of which padding is a part; a GPU's is in launches, so there are fewer groups there:
     trees as deep as each other, whatever their leaves hold, and sequences without buckets within a factor of four.
     """
-    if shape is None:
+    shape = _shape_of(spec, length, causal)
+    if spec is None or shape is None:
         return None, length.bit_length() if on_cpu else length.bit_length() // 2
     if on_cpu or causal or not isinstance(shape, TreeShape):
         return shape, 0
@@ -119,9 +118,13 @@ def _group_key(
     return replace(shape, bucket_size=0), 0 if spec.num_buckets is None else length.bit_length()
 
 
+def _shape_of(spec: BucketSpec | None, length: int, causal: bool) -> TreeShape | RoundsShape | None:
+    return None if spec is None else resolve_shape(spec, length, causal)
+
+
 def _make_group(
     segments: Segments,
-    spec: BucketSpec,
+    spec: BucketSpec | None,
     numbers: list[int],
     causal: bool,
     global_tokens: Bool[Tensor, "B T"] | None,
@@ -139,13 +142,14 @@ def _make_group(
     within = torch.arange(total, device=device) - (facts[1].cumsum(0) - facts[1])[of_sequence]
     tokens = None if segments.is_trivial else segments.token_index[facts[0][of_sequence] + within]
     places = of_sequence * longest + within
-    first = place[: spec.num_global_tokens]
+    num_first = 0 if spec is None else spec.num_global_tokens
+    first = place[:num_first]
     globals_at = torch.where(first < facts[1][:, None], first, -1)
     if global_tokens is not None:
         marked = global_tokens.flatten() if tokens is None else global_tokens.flatten()[tokens]
         chosen = torch.zeros_like(real).flatten().index_copy(0, places, marked).view_as(real)
-        globals_at = _marked_places(chosen | ((place < spec.num_global_tokens) & real))
-    return Group(resolve_shape(spec, longest, causal), tuple(numbers), lengths, tokens, places, real, globals_at)
+        globals_at = _marked_places(chosen | ((place < num_first) & real))
+    return Group(_shape_of(spec, longest, causal), tuple(numbers), lengths, tokens, places, real, globals_at)
 
 
 def _marked_places(chosen: Bool[Tensor, "S n"]) -> Int[Tensor, "S g"]:
