@@ -114,6 +114,19 @@ def test_torchrun_that_may_restart_needs_a_name(
 
 
 @pytest.mark.usefixtures("yard")
+def test_a_folder_that_was_refused_is_refused_again_when_torchrun_restarts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts again whatever a process ended of."""
+    assert main(["pretrain", "tiny.yaml", f"{LOOP}.steps=1", "--out", "run", "-q"]) == 0
+    before = Path("run/resolved.yaml").read_text(), Path("run/events.jsonl").read_text()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert main(["pretrain", "tiny.yaml", f"{LOOP}.steps=2", "--out", "run", "-q"]) == 2
+    assert "run exists and is not empty" in capsys.readouterr().err
+    assert before == (Path("run/resolved.yaml").read_text(), Path("run/events.jsonl").read_text())
+
+
+@pytest.mark.usefixtures("yard")
 def test_torchrun_on_several_machines_that_may_restart_needs_a_fresh_store(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"step-00000004: was written under a recipe that .*other never had"):
         train_tiny(other, checkpoint_every=2)
     other.accept_recipe("steps: 8\n")
-    assert train_tiny(other).steps == 8
+    assert train_tiny(other).state.step == 8
 
 
 def test_a_finished_run_may_be_given_more_steps(tmp_path: Path) -> None:

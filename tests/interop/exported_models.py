@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from sortyard import SortyardConfig, SortyardForMaskedLM
 from sortyard.errors import InputError
 from sortyard.interop import export_program
 from sortyard.interop.exporting import largest_difference
@@ -47,6 +48,18 @@ def compare_dense(family: str) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
+def compare_long_rows() -> None:
+    """Dense attention treats rows of 512 positions and more otherwise where it is not traced."""
+    config = SortyardConfig(
+        attention="dense", vocab_size=97, hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=48, num_experts=1, num_expert_groups=1, num_groups_per_tok=1, num_experts_per_tok=1,
+        max_position_embeddings=1024,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = SortyardForMaskedLM(config).eval()
+    assert max(largest_difference(export_program(model).module(), model).values()) < 1e-5
+
+
 def refuse_statistics(folder: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(folder, output_router_logits=True)
     with pytest.raises(InputError, match="cannot be exported: statistics cannot be computed"):
@@ -59,4 +72,5 @@ if __name__ == "__main__":
         compare(folder, changes)
     for family in ("bert", "roberta", "modernbert"):
         compare_dense(family)
+    compare_long_rows()
     refuse_statistics(folder)

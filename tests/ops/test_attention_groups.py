@@ -87,7 +87,7 @@ def long_rows(*, padding: int) -> Segments:
     """Rows of 600 positions with short sequences in them, or a long one that leaves little to save."""
     mask = torch.ones(2, 600, dtype=torch.bool)
     mask[1, 600 - padding :] = False
-    starts = torch.tensor([0, 130, 140, 520, 600, 700, 990, 1200])
+    starts = torch.tensor([0, 130, 140, 330, 400, 600, 700, 990, 1200])
     return make_segments(2, 600, key_padding_mask=mask, cu_seqlens=starts, device="cpu")
 
 

@@ -26,7 +26,7 @@ TINY = {
     "vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
     "moe_intermediate_size": 24, "num_experts": 4, "num_expert_groups": 2, "num_groups_per_tok": 2,
     "num_experts_per_tok": 2, "bucket_size": 4, "query_chunk": 8, "near_buckets": 2, "beam": 2, "local_window": 2,
-    "dense_up_to": 8, "max_position_embeddings": 128,
+    "dense_up_to": 8, "max_position_embeddings": 640,
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "dense": {"attention": "dense", "num_experts": 1, "norm_position": "post", "gated_ffn": False, "use_bias": True},
@@ -40,11 +40,11 @@ def build(shape: str) -> SortyardForMaskedLM:
     return SortyardForMaskedLM(SortyardConfig(**(TINY | SHAPES[shape]))).double().train()
 
 
-def packed(*lengths: int) -> dict[str, Tensor]:
+def packed(*lengths: int, row: int = 64) -> dict[str, Tensor]:
     """One row of documents one after another, the rest of which is padding."""
     generator = torch.Generator().manual_seed(sum(lengths))
-    ids = torch.randint(5, 97, (1, 64), generator=generator)
-    real = (torch.arange(64) < sum(lengths)).long()[None]
+    ids = torch.randint(5, 97, (1, row), generator=generator)
+    real = (torch.arange(row) < sum(lengths)).long()[None]
     bounds = torch.tensor([0, *lengths]).cumsum(0).int()
     return {"input_ids": ids * real, "attention_mask": real, "labels": ids, "cu_seqlens": bounds}
 
@@ -86,6 +86,21 @@ def documents_of_other_lengths_do_not_compile_anew() -> None:
     assert counts["unique_graphs"] - before <= 1  # one document alone may be a case of its own
 
 
+def short_documents_in_long_rows_share_a_graph() -> None:
+    """Outside of graphs dense attention takes them out of the row."""
+    torch._dynamo.reset()
+    eager, compiled = build("dense"), build("dense")
+    compile_layers(compiled)
+    counts = torch._dynamo.utils.counters["stats"]
+    counts.clear()
+    for lengths in ((300, 200), (100, 200, 150, 90), (90, 90, 90, 90, 90), (250, 250, 50)):
+        batch = packed(*lengths, row=600)
+        found, expected = gradients(compiled, batch), gradients(eager, batch)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-11)
+    assert counts["unique_graphs"] == 1
+
+
 def released_layers_call_hooks_on_their_parts() -> None:
     model, called = build("tree and experts"), []
     compile_layers(model)
@@ -120,6 +135,7 @@ def training_resumes_to_the_bit_and_ends_like_eager_training(folder: Path) -> No
 CHECKS: dict[str, Callable[[Path], None]] = {
     **{f"gradients, {shape}": lambda _, s=shape: loss_and_gradients_are_those_of_eager_layers(s) for shape in SHAPES},
     "other lengths": lambda _: documents_of_other_lengths_do_not_compile_anew(),
+    "long rows": lambda _: short_documents_in_long_rows_share_a_graph(),
     "hooks": lambda _: released_layers_call_hooks_on_their_parts(),
     "training": training_resumes_to_the_bit_and_ends_like_eager_training,
 }

@@ -279,14 +279,16 @@ def run_world(cases: Sequence[Case], *, size: int, folder: Path, timeout: float 
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in cases]))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", "tests.parallel.equality", str(folder), str(size)]
-    (folder / "meeting").unlink(missing_ok=True)
+    logs = [folder / f"log-{rank}.txt" for rank in range(size)]
+    for leftover in (folder / "meeting", *logs):
+        leftover.unlink(missing_ok=True)
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
     try:
         code = process.wait(timeout)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert code == 0, "\n".join((folder / f"log-{rank}.txt").read_text()[-3000:] for rank in range(size))
+    assert code == 0, "\n".join(log.read_text()[-3000:] for log in logs if log.exists())
     reports = [json.loads((folder / f"report-{rank}.json").read_text()) for rank in range(size)]
     return [_together([report[number] for report in reports]) for number in range(len(cases))]
 

@@ -13,7 +13,7 @@ from sortyard.parallel import compiling
 from sortyard.training.opening import _check_compiler
 
 CHECKS = (
-    "gradients, dense", "gradients, tree and experts", "other lengths", "hooks", "training",
+    "gradients, dense", "gradients, tree and experts", "other lengths", "long rows", "hooks", "training",
     pytest.param("gradients, causal", marks=pytest.mark.slow),
 )  # fmt: skip
 

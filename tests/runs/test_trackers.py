@@ -78,7 +78,7 @@ def test_a_missing_package_is_told_before_any_work(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("fail_at", ["init", "log", "finish"])
 def test_a_tracker_that_fails_costs_a_warning_and_not_the_run(tmp_path, fake, fail_at):
     module, run = fake("wandb", fail_at=fail_at), new_run(tmp_path / "run")
-    assert train_tiny(run, trackers=["wandb"]).reason == "steps"
+    assert train_tiny(run, trackers=["wandb"]).state.finished == "steps"
     assert [what for what, _, _ in module.calls][-1] == fail_at
     warnings = [event["message"] for event in run.read_events() if event["event"] == "warning"]
     assert warnings == [f"wandb failed at {fail_at} and gets no more metrics (no way out)"]

@@ -121,6 +121,29 @@ def test_a_damaged_one_is_replaced_by_its_own_step(store):
     assert store.load_newest().state["step"] == 4
 
 
+def test_a_kill_while_a_checkpoint_is_replaced_loses_none(store, monkeypatch):
+    store.save(snapshot(1))
+    store.save(snapshot(2))
+    rename, names = Path.rename, []
+
+    def killed(path, target):
+        names.append(path.name)
+        if path.name.startswith(".aside-step"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.save(snapshot(2))
+    assert names == ["step-00000002", ".aside-step-00000002"]
+    monkeypatch.undo()
+    store.prepare()
+    assert store.load_newest().state["step"] == 2
+    store.save(snapshot(2))
+    assert store.load_newest().state["step"] == 2
+    assert sorted(path.name for path in store.folder.iterdir()) == ["latest", "step-00000001", "step-00000002"]
+
+
 def test_leftovers_of_a_kill_are_cleared_away(tmp_path):
     (tmp_path / ".aside-step-00000003").mkdir()
     (tmp_path / ".aside-step-00000003" / WEIGHTS).write_bytes(b"half")

@@ -30,6 +30,10 @@ def test_what_is_not_known_is_null(efficiency, speed):
         ("NVIDIA A100-SXM4-40GB", torch.float32, 19.5e12),
         ("NVIDIA A10G", torch.bfloat16, 70e12),
         ("NVIDIA L40S", torch.bfloat16, 362e12),
+        ("NVIDIA L40", torch.bfloat16, 181e12),
+        ("NVIDIA GH200 480GB", torch.bfloat16, 989.4e12),
+        ("NVIDIA RTX A1000", torch.bfloat16, None),
+        ("NVIDIA T400 4GB", torch.bfloat16, None),
         ("Unheard of", torch.bfloat16, None),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_run_leaves_its_records(run):
     assert steps.tolist() == [3, 6, 8]
     assert loads.sum(-1) == pytest.approx(1.0)
     assert [record["event"] for record in run.read_events()] == [
-        "start", "evaluation", "evaluation", "checkpoint", "finish",
+        "start", "evaluation", "checkpoint", "evaluation", "checkpoint", "finish",
     ]  # fmt: skip
     assert (run.model / "model.safetensors").is_file()
 
@@ -154,6 +154,57 @@ def test_early_stopping(run):
     )  # fmt: skip
     assert (result.state.step, result.state.finished) == (8, "early_stopping")
     assert run.read_metrics("train")[-1]["step"] == 8
+
+
+@pytest.mark.parametrize("eval_every", [0, 4])
+def test_an_evaluation_that_fails_at_the_end_costs_no_training(run, tmp_path, eval_every):
+    def evaluate(model):
+        if run.read_metrics("train") and run.read_metrics("train")[-1]["step"] == 6 and not mended:
+            raise MemoryError("too large")
+        return {"loss": float(model.experts.detach().abs().sum())}
+
+    mended: list[bool] = []
+    with pytest.raises(MemoryError):
+        train_tiny(run, evaluate=evaluate, best_metric="loss", eval_every=eval_every)
+    assert not (run.model / "model.safetensors").exists()
+    mended.append(True)
+    result = train_tiny(run, source=TinySource(without_targets=range(100)), evaluate=evaluate, best_metric="loss")
+    assert (result.state.step, result.state.finished, result.was_finished) == (8, "steps", False)
+    other = new_run(tmp_path / "other")
+    train_tiny(other, evaluate=evaluate, best_metric="loss", eval_every=eval_every)
+    assert without_times(run.read_metrics()) == without_times(other.read_metrics())
+    assert same_bits(tensors_of(run, 8), tensors_of(other, 8))
+    assert result.state.best_step in (4, 8)
+
+
+def test_a_run_that_was_over_goes_on_where_the_recipe_asks_for_more(run):
+    script = iter([0.5, 0.4, 0.6, 0.7])
+    options = {"evaluate": lambda model: {"accuracy": next(script)}, "best_metric": "accuracy", "eval_every": 2}
+    assert train_tiny(run, early_stopping_patience=1, **options).state.finished == "early_stopping"
+    assert train_tiny(run, early_stopping_patience=1, **options).was_finished
+    result = train_tiny(run, early_stopping_patience=3, **options)
+    assert (result.state.step, result.state.finished) == (8, "steps")
+
+
+def test_more_seconds_than_a_run_had(run):
+    assert train_tiny(run, steps=40, max_seconds=1e-6).state.finished == "max_seconds"
+    assert train_tiny(run, steps=40, max_seconds=1e-6).was_finished
+    assert train_tiny(run, steps=40, max_seconds=0).state.finished == "steps"
+
+
+def test_best_weights_that_are_damaged_are_said_to_be_lost(run):
+    options = {"eval_every": 2, "keep_best": True, "best_metric": "accuracy"}
+    figures = iter([0.1, 0.9, 0.3, 0.2])
+
+    def evaluate(model):
+        value = next(figures)
+        if value == 0.2:
+            (run.checkpoints / "step-00000004" / "model.safetensors").write_bytes(b"")
+        return {"accuracy": value}
+
+    train_tiny(run, evaluate=evaluate, **options)
+    messages = [event["message"] for event in events(run, "warning")]
+    assert "the best weights, of step 4, are lost: the model has those of 8" in messages
 
 
 def test_keep_best_without_evaluation_is_refused(run):
@@ -294,7 +345,7 @@ def test_a_save_behind_the_training_that_fails_ends_the_run_with_its_message(run
     (error,) = events(run, "error")
     assert (error["step"], "the disk is full" in error["message"]) == (4, True)
     monkeypatch.undo()
-    assert train_tiny(run, checkpoint_every=2, async_checkpoints=True).steps == 8
+    assert train_tiny(run, checkpoint_every=2, async_checkpoints=True).state.step == 8
 
 
 def test_tensorboard_files_are_written(run):

@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 
 GIB, FLOAT_BYTES = 1 << 30, 4
 LARGEST_BYTES = 2 * GIB
-NO_EXCHANGE = (
-    "not run: with ep the numbers of tokens that processes send each other depend on values, and no exchange moves any "
-    "here; try ep in real processes"
-)
 
 
 @dataclass(frozen=True)
@@ -149,8 +145,6 @@ def _with_place(report: LayoutReport, recipe: Recipe, options: ParallelOptions, 
         split = _build(pretraining_shapes(recipe), section, options)
         part = _part(split, rank=rank)
         report = replace(report, parts=(*report.parts, part))
-        if options.ep > 1:
-            return replace(report, passes=NO_EXCHANGE)
         if part.parameter_bytes + part.gradient_bytes > LARGEST_BYTES:
             return replace(report, passes=f"not run: it would take more than {LARGEST_BYTES / GIB:g} GiB here")
         if report.problems:

@@ -38,9 +38,10 @@ class HeldOut:
     def batches(self) -> Iterator[dict[str, Any]]:
         """Returns the rows in batches, with their targets."""
         from sortyard.data.batches import causal_lm_validation, masked_lm_validation
+        from sortyard.parallel.mesh import num_processes
 
         assert self.rows is not None
-        size = self.section.loop.micro_batch_size
+        size = max(1, self.section.loop.micro_batch_size // num_processes())  # one of them measures, where all train
         if self.section.objective == "causal_lm":
             return causal_lm_validation(self.rows, vocabulary=self.vocabulary, batch_size=size)
         return masked_lm_validation(

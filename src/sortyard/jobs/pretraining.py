@@ -22,7 +22,7 @@ from sortyard.jobs.processes import (
 )
 from sortyard.jobs.sections import pretrain_section
 from sortyard.jobs.sparse_share import sequence_lengths
-from sortyard.recipe import LoadedRecipe, PretrainSection, Recipe
+from sortyard.recipe import LoadedRecipe, PretrainSection, Recipe, resolved_yaml
 from sortyard.runs.folder import RunFolder
 from sortyard.runs.lock import run_lock
 from sortyard.runs.trackers import check_trackers
@@ -62,7 +62,7 @@ def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Displa
 
     def create() -> RunFolder:
         path = out if out is not None else next_folder(recipe.name)
-        if out is not None and _was_made_by_this_launch(out):
+        if out is not None and _was_made_by_this_launch(out, recipe=recipe):
             return RunFolder.open(out)
         check_free(path)
         check_trackers(section.loop.trackers)
@@ -95,12 +95,13 @@ def _launch() -> str | None:
     return None if name == "none" else name
 
 
-def _was_made_by_this_launch(path: Path) -> bool:
+def _was_made_by_this_launch(path: Path, *, recipe: Recipe) -> bool:
     """Whether torchrun started this process again, after another was lost, with a run that there is already.
 
-    On several machines it counts its starts on each by itself, so that the count alone does not tell.
+    On several machines it counts its starts on each by itself, so that the count alone does not tell. It also starts
+    again after a folder was refused, which is the run of another recipe then.
     """
-    if not (path / "job.json").is_file():
+    if not (path / "job.json").is_file() or RunFolder.open(path).resolved.read_text() != resolved_yaml(recipe):
         return False
     is_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     return is_again or (_launch() is not None and open_job(RunFolder.open(path))[0].launch == _launch())

@@ -63,7 +63,7 @@ def _mix_elsewhere(mix: Callable[[Tensor, Routing], Tensor], group: Group, token
     counts = torch.bincount(order.experts, minlength=num_experts)
     own = num_experts // size
     sent = counts.view(size, own)  # [processes, experts of each]
-    received = torch.empty_like(sent)
+    received = sent.clone()  # of a length that fits where a dry run exchanges nothing
     dist.all_to_all_single(received, sent, group=group)
     send, receive = sent.sum(1).tolist(), received.sum(1).tolist()
     copies = exchange(dispatch(tokens, order), group, send=send, receive=receive)

@@ -111,7 +111,8 @@ class Stage(nn.Module):
             batch.pop("labels")
             outputs = self.model.base_model(**batch, output_statistics=True)
         self.reports[number] = self._report(number, outputs)
-        return outputs.last_hidden_state, self._balance(outputs, received)
+        states = outputs.last_hidden_state
+        return states.to(next(self.parameters()).dtype), self._balance(outputs, received)  # as the next stage expects
 
     def _loss(self, number: int, batch: dict[str, Tensor], received: tuple[Tensor, ...]) -> Tensor:
         outputs = self.model(**batch)  # the means of this process's targets, and a balance loss without a share

@@ -24,6 +24,7 @@ from sortyard.training.pieces import Box, Piece, PieceFiles, write_pieces
 Kind = Literal["model", "optimizer"]
 KINDS: tuple[Kind, ...] = ("model", "optimizer")
 STATE = "state.json"
+REPLACED = f"{ASIDE}replaced-"
 
 
 @dataclass(frozen=True)
@@ -280,10 +281,12 @@ class CheckpointStore:
         for name in (STATE, DIGESTS):
             sync(aside / name)
         sync(aside)
-        if target.exists():  # a damaged one, which the run came by again after starting from an earlier one
-            self._discard(target)
+        replaced = target.with_name(f"{REPLACED}{target.name}")
+        if target.exists():  # of a run that came by again: the old one is damaged, or lacks the last evaluation
+            target.rename(replaced)
         aside.rename(target)
         sync(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
         replace_bytes(self.folder / "latest", f"{target.name}\n".encode())
         best = self.path(int(state["best_step"]))
         if best.is_dir():  # not every best step was saved
@@ -309,6 +312,10 @@ class CheckpointStore:
             return 0
 
     def _clear(self) -> None:
+        for replaced in self.folder.glob(f"{REPLACED}*"):
+            target = self.folder / replaced.name.removeprefix(REPLACED)
+            if not target.exists():  # a kill came between two renames
+                replaced.rename(target)
         for leftover in self.folder.glob(f"{ASIDE}*"):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)

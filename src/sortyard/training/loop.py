@@ -98,49 +98,53 @@ def train(
         session = open_session(
             model, objective=objective, loop=loop, optimizer=optimizer, run=run, display=display, parallel=parallel
         )
-        was_resumed = session.restore(run)
-        state, total = session.state, loop.total_steps(source.steps_per_epoch)
-        if state.finished == "steps" and state.step < total:  # the recipe was changed, and asks for more
-            state.finished = ""
-        if state.finished:
-            session.finish(run, keep_best=loop.keep_best)
-            display.message(f"{run.path} finished at step {state.step} ({state.finished}): there is nothing left to do")
-            return TrainResult(state, was_finished=True)
+        with session.watch as watch:
+            watch.beat("loading the checkpoint", limited=False)
+            was_resumed = session.restore(run)
+            state, total = session.state, loop.total_steps(source.steps_per_epoch)
+            if not _is_over(state, total=total, loop=loop):  # as the recipe was changed, and asks for more
+                state.finished = ""
+            if state.finished:
+                session.finish(run, keep_best=loop.keep_best)
+                display.message(
+                    f"{run.path} finished at step {state.step} ({state.finished}): there is nothing left to do"
+                )
+                return TrainResult(state, was_finished=True)
 
-        recorder = Records()
-        if is_first():
-            recorder = open_recorder(
-                session,
-                run,
-                loop=loop,
-                display=display,
-                parallel=parallel,
-                steps_per_epoch=source.steps_per_epoch,
-                flops=flops,
+            recorder = Records()
+            if is_first():
+                recorder = open_recorder(
+                    session,
+                    run,
+                    loop=loop,
+                    display=display,
+                    parallel=parallel,
+                    steps_per_epoch=source.steps_per_epoch,
+                    flops=flops,
+                )
+            stepper = session.stepper(
+                objective=objective,
+                max_grad_norm=loop.max_grad_norm,
+                lr=lambda step: optimizer.lr * lr_factor(step, total, schedule),
+                seed=seed,
             )
-        stepper = session.stepper(
-            objective=objective,
-            max_grad_norm=loop.max_grad_norm,
-            lr=lambda step: optimizer.lr * lr_factor(step, total, schedule),
-            seed=seed,
-        )
-        with _recorded(recorder, state, run):
-            display.start(total=total, done=state.step)
-            recorder.event("resume" if was_resumed else "start", step=state.step, total_steps=total)
-            for note in session.notes:
-                recorder.warn(note, step=state.step)
-            _run(
-                session,
-                recorder,
-                run,
-                source,
-                stepper,
-                evaluate=evaluate,
-                best_metric=best_metric,
-                loop=loop,
-                total=total,
-            )
-        return TrainResult(state, was_finished=False)
+            with _recorded(recorder, state, run):
+                display.start(total=total, done=state.step)
+                recorder.event("resume" if was_resumed else "start", step=state.step, total_steps=total)
+                for note in session.notes:
+                    recorder.warn(note, step=state.step)
+                _run(
+                    session,
+                    recorder,
+                    run,
+                    source,
+                    stepper,
+                    evaluate=evaluate,
+                    best_metric=best_metric,
+                    loop=loop,
+                    total=total,
+                )
+            return TrainResult(state, was_finished=False)
 
 
 def _run(
@@ -157,26 +161,32 @@ def _run(
 ) -> None:
     """The loop itself: fetch, step, evaluate, record, save."""
     state = session.state
-    with StopSignals() as signals, session.store, session.watch as watch:
+    with StopSignals() as signals, session.store:
         while not state.finished:
-            started = time.perf_counter()
-            watch.beat(f"reading the rows of step {state.step + 1}", alone=True)
-            rows = source.step(state.step, share=session.share)
-            watch.beat(f"computing step {state.step + 1}")
-            result = stepper.take(rows, step=state.step)
+            started, result = time.perf_counter(), None
+            if not state.is_pending:
+                session.watch.beat(f"reading the rows of step {state.step + 1}", alone=True)
+                rows = source.step(state.step, share=session.share)
+                session.watch.beat(f"computing step {state.step + 1}")
+                result = stepper.take(rows, step=state.step)
             seconds, stop, memory = session.agree(seconds=time.perf_counter() - started, signal=signals.received)
-            state.advance(result, seconds=seconds)
-            _report_trouble(result, state, source=source, loop=loop, recorder=recorder)
-            state.finished = _reason_to_finish(state, total=total, loop=loop)
+            if result is not None:
+                state.advance(result, seconds=seconds)
+                _report_trouble(result, state, source=source, loop=loop, recorder=recorder)
+            reason = _reason_to_finish(state, total=total, loop=loop)
 
-            watch.beat(f"evaluating, recording or saving after step {state.step}", limited=False)
+            session.watch.beat(f"evaluating, recording or saving after step {state.step}", limited=False)
             is_best = False
-            if evaluate is not None and (state.finished or _is_due(state.step, loop.eval_every)):
+            if evaluate is not None and (reason or _is_due(state.step, loop.eval_every)):
+                if reason and not state.is_pending:  # an evaluation that fails must not cost the training
+                    state.is_pending = True
+                    session.save(run)
                 metrics = session.measure(evaluate)
                 recorder.evaluation(metrics, step=state.step)
                 is_best = best_metric is not None and state.note_evaluation(metrics, best_metric, loop=loop)
+            state.is_pending, state.finished = False, reason or state.finished
             is_line_due = bool(state.finished) or _is_due(state.step, loop.log_every)
-            recorder.step(state, lr=result.lr, memory=memory, is_due=is_line_due)
+            recorder.step(state, lr=stepper.lr(state.step - 1), memory=memory, is_due=is_line_due)
 
             is_save_due = _is_due(state.step, loop.checkpoint_every) or (is_best and loop.keep_best)
             if is_save_due or stop or state.finished:
@@ -220,6 +230,11 @@ def _reason_to_finish(state: TrainState, *, total: int, loop: LoopOptions) -> st
     if state.step >= total:
         return "steps"
     return "max_seconds" if loop.max_seconds and state.seconds >= loop.max_seconds else ""
+
+
+def _is_over(state: TrainState, *, total: int, loop: LoopOptions) -> bool:
+    has_no_patience = 0 < loop.early_stopping_patience <= state.stale_evaluations
+    return has_no_patience or bool(_reason_to_finish(state, total=total, loop=loop))
 
 
 def _report_trouble(

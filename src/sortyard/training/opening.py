@@ -133,7 +133,7 @@ def open_recorder(
         steps_per_epoch: optimizer steps in one pass over the data.
         flops: of a token.
     """
-    step = session.state.step
+    step = session.state.step - session.state.is_pending  # what is to be evaluated was recorded in part at most
     run.cut_after(step)
     writers: list[Writer] = [TensorBoard(run, first_step=step)] if loop.tensorboard else []
     writers += [Tracker(name, run, warn=_warner(run, display)) for name in loop.trackers]
@@ -145,7 +145,7 @@ def open_recorder(
             flops,
             peak=None if flops is None else peak_flops(precision.device, dtype=precision.dtype or torch.float32),
             num_processes=num_processes(),
-            ideal_bubble_share=ideal_bubble_share(parallel, loop),
+            ideal_bubble_share=ideal_bubble_share(parallel, loop) if is_one_of_many() else None,
         ),
         steps_per_epoch=steps_per_epoch,
         writers=writers,

@@ -80,7 +80,15 @@ class Session:
 
     def stepper(self, *, objective: Objective, max_grad_norm: float, lr: Callable[[int], float], seed: int) -> Stepper:
         """What takes the run's steps; see `Stepper`."""
-        return Stepper(self.model, objective, self.optimizer, self.precision, max_grad_norm, lr, seed)
+        return Stepper(
+            self.model,
+            objective=objective,
+            optimizer=self.optimizer,
+            precision=self.precision,
+            max_grad_norm=max_grad_norm,
+            lr=lr,
+            seed=seed,
+        )
 
     def agree(self, *, seconds: float, signal: int) -> tuple[float, int, int]:
         """A step's time, the signal that came meanwhile, 0 for none, and the peak of memory: the same on all processes.
@@ -160,6 +168,8 @@ class Session:
             self._take_best(checkpoint)
         else:
             self.gather_whole()
+            if keep_best and best not in (0, self.state.step):
+                self.store.warn(f"the best weights, of step {best}, are lost: the model has those of {self.state.step}")
         if self.store.peers.rank:
             return
         ends = [event.get("step") for event in run.read_events() if event.get("event") == "finish"]

@@ -40,7 +40,15 @@ class SplitSession(Session):
 
     def stepper(self, *, objective: Objective, max_grad_norm: float, lr: Callable[[int], float], seed: int) -> Stepper:
         """What takes the run's steps, together with the other processes."""
-        return SplitStepper(self.split, objective, self.optimizer, self.precision, max_grad_norm, lr, seed)
+        return SplitStepper(
+            self.split,
+            objective=objective,
+            optimizer=self.optimizer,
+            precision=self.precision,
+            max_grad_norm=max_grad_norm,
+            lr=lr,
+            seed=seed,
+        )
 
     def agree(self, *, seconds: float, signal: int) -> tuple[float, int, int]:
         """The longest time, the highest signal and the largest memory of all processes."""

@@ -27,6 +27,7 @@ class TrainState:
         best_value: best evaluation so far; None before the first.
         best_step: finished steps at the best evaluation; 0 before the first.
         stale_evaluations: evaluations since the best one.
+        is_pending: whether the last step is still to be evaluated and recorded.
         finished: why the run is over ("steps", "max_seconds" or "early_stopping"); empty while it goes on.
         window: sums since the last line of metrics.
     """
@@ -38,6 +39,7 @@ class TrainState:
     best_value: float | None = None
     best_step: int = 0
     stale_evaluations: int = 0
+    is_pending: bool = False
     finished: str = ""
     window: Window = field(default_factory=Window)
 

@@ -93,24 +93,25 @@ def _activations(work: Work, layout: ParallelOptions, *, rank: int, chunks: list
 
 
 def _gathered_bytes(work: Work, layout: ParallelOptions, *, weights: list[Weight]) -> int:
-    """Weights in the type of products, and float32 gradients, that FSDP2 has in one piece at a time.
+    """Float32 weights and gradients that FSDP2 has in one piece at a time, and autocast's 16-bit copies of all weights.
 
     Without a pipeline two layers are gathered, one in use and the next, and the gradient of one is about to be
     scattered; embeddings and head stay. With one, all weights of the process stay for the step, and their gradients add
-    up before they are scattered. What is not sharded has its 16-bit copies.
+    up before they are scattered. The backward pass needs the copies, so all of them stay.
     """
     total = 0
     for experts in (False, True):
         shards = layout.dp_shard * (1 if experts else layout.ep)
-        copy = work.operand_bytes if shards > 1 or work.half else 0
-        gradient = FLOAT_BYTES if shards > 1 else 0
+        whole = FLOAT_BYTES if shards > 1 else 0
+        everything = gathered(weights, layout, experts=experts)
+        total += everything * work.operand_bytes if work.half else 0
         if layout.pp > 1 or shards == 1:
-            total += gathered(weights, layout, experts=experts) * (copy + gradient)
+            total += everything * 2 * whole
             continue
         layers = {weight.place for weight in weights if isinstance(weight.place, int)}
         sizes = [gathered([w for w in weights if w.place == place], layout, experts=experts) for place in layers]
         rest = gathered([w for w in weights if not isinstance(w.place, int)], layout, experts=experts)
-        total += max(sizes) * (2 * copy + gradient) + rest * (copy + gradient)
+        total += max(sizes) * 3 * whole + rest * 2 * whole
     return total
 
 

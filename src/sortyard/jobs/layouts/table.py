@@ -59,8 +59,8 @@ def assumptions(work: Work, cluster: Cluster) -> list[str]:
         f"{node} GPUs of a node, {gpu.network_speed / 1e9:g} GB/s to others ({gpu.source})",
         f"executed arithmetic reaches {cluster.mfu:.0%} of the peak (--mfu; not measured), messages "
         f"{cluster.link_share:.0%} of the links; a layout fits if it needs at most {USABLE:.0%} of the memory",
-        "weights, gradients and AdamW's moments in float32; products, gathered weights and exchanged tokens in "
-        f"{'16' if work.half else '32'} bits; residual lines in float32; attention by fused kernels",
+        "weights, also where FSDP2 gathers them, gradients and AdamW's moments in float32; products and exchanged "
+        f"tokens in {'16' if work.half else '32'} bits; residual lines in float32; attention by fused kernels",
         "FSDP2 gathers weights for forward and backward and scatters gradients in every micro-batch without a "
         "pipeline, once a step with one; replicas are reduced once a step; all of that hides behind arithmetic as far "
         "as it lasts, and nothing else does",

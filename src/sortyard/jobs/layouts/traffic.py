@@ -82,7 +82,7 @@ def _sharding(work: Work, layout: ParallelOptions, *, ring: _Ring, weights: list
         size = layout.dp_shard * (1 if experts else layout.ep)
         stride = layout.tp * (layout.ep if experts else 1)
         numbers = gathered(weights, layout, experts=experts)
-        yield ring.message("gather", "gather", gathers * numbers * work.operand_bytes, size=size, stride=stride)
+        yield ring.message("gather", "gather", gathers * numbers * FLOAT_BYTES, size=size, stride=stride)
         yield ring.message("scatter", "scatter", scatters * numbers * FLOAT_BYTES, size=size, stride=stride)
     copies = {"size": layout.dp_replicate, "stride": layout.tp * layout.ep * layout.dp_shard}
     yield ring.message("replicas", "reduce", held_bytes(weights, layout).gradients, **copies)

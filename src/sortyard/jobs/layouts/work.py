@@ -20,6 +20,7 @@ class Work:
         target_share: Share of the tokens whose logits are computed.
         half: Whether products run in 16 bits.
         recomputes: Activation checkpointing; selective counts as full.
+        is_selective: Whether it is selective.
         layer_flops: Of one token's forward pass through one layer, on average.
         head_flops: Of one target's.
         keys: Keys that a query reads, layer by layer.
@@ -33,6 +34,7 @@ class Work:
     target_share: float
     half: bool
     recomputes: bool
+    is_selective: bool
     layer_flops: float
     head_flops: float
     keys: list[float]
@@ -75,6 +77,7 @@ def read_work(recipe: Recipe) -> Work:
         target_share=section.masking.probability if section.objective == "masked_lm" else 1.0,
         half=loop.precision != "fp32",
         recomputes=loop.activation_checkpointing != "none",
+        is_selective=loop.activation_checkpointing == "selective",
         layer_flops=forward_flops_per_token(model, length=length) / count,
         head_flops=head_flops_per_target(model),
         keys=[keys_per_query(model.config, layer=layer, length=length) for layer in range(count)],

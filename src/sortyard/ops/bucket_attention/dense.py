@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sortyard.ops.bucket_attention.groups import Group, gather_groups, make_groups, scatter_groups
+from sortyard.ops.bucket_attention.groups import Group, dense_pairs, gather_groups, make_groups, scatter_groups
 from sortyard.ops.segments import Segments
 
 _LEAST_LENGTH = 512  # of rows; in shorter ones taking sequences out costs more than their hidden pairs
@@ -56,12 +56,12 @@ def dense_attention(
 def _pays_by_groups(segments: Segments) -> bool:
     """Whether a mask over whole rows would hide so many pairs that it is worth taking the sequences out of them.
 
-    A graph would be compiled anew for every batch's lengths.
+    A graph would be compiled anew for every batch's lengths, and an exported one would only take shorter rows; so that
+    is asked first.
     """
-    if segments.length < _LEAST_LENGTH or not segments.lengths or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or segments.length < _LEAST_LENGTH or not segments.lengths:
         return False
-    pairs = segments.batch_size * segments.length**2
-    return pairs >= 2 * sum(length * length for length in segments.lengths)
+    return segments.batch_size * segments.length**2 >= 2 * dense_pairs(segments)
 
 
 def attend_group(

@@ -103,6 +103,15 @@ def make_groups(
     return groups
 
 
+def dense_pairs(segments: Segments) -> int:
+    """Query-key pairs of dense attention in groups, those of the pads that groups add included."""
+    on_cpu = segments.token_index.device.type == "cpu"
+    members: dict[Hashable, list[int]] = {}
+    for length in segments.lengths:
+        members.setdefault(_group_key(length, spec=None, causal=False, on_cpu=on_cpu), []).append(length)
+    return sum(len(lengths) * max(lengths) ** 2 for lengths in members.values())
+
+
 def _group_key(length: int, *, spec: BucketSpec | None, causal: bool, on_cpu: bool) -> Hashable:
     """What sequences of one group have in common.
 
@@ -174,7 +183,7 @@ def scatter_groups(
     for group, out in outputs:
         flat = out.transpose(1, 2).flatten(0, 1)
         values.append(flat if group.is_full else take_rows(flat, group.places))
-    flat = like.new_zeros(B * T, H, K)
+    flat = like.new_zeros(B * T, H, K, dtype=values[0].dtype if values else None)  # autocast's, where it is on
     if values:
         flat = flat.index_copy(0, _tokens_of([group for group, _ in outputs]), torch.cat(values))
     return flat.view(B, T, H, K).transpose(1, 2)
