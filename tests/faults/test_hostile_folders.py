@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from sortyard.cli.main import main
 from sortyard.data.glue import TASKS
 from sortyard.errors import InputError
 from sortyard.interop import Predictor, folder_checks
@@ -182,6 +183,18 @@ def test_a_hostile_tokenizer_is_refused(folder: Path, change: Callable[[dict], o
         load_start_tokenizer(str(folder))
     with pytest.raises(InputError, match=str(folder)):
         Predictor.from_pretrained(folder)
+
+
+def test_a_pattern_that_never_comes_to_an_end_is_one_message(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    tokenizer_with(folder, lambda content: content.update(pre_tokenizer=split))
+    (tmp_path / "in.txt").write_text("a" * 40 + "b\n")
+    started = time.monotonic()
+    assert main(["predict", str(folder), "-i", str(tmp_path / "in.txt"), "-q"]) == 2
+    assert time.monotonic() - started < SECONDS
+    assert "error: the tokenizer cannot be run on this text" in capsys.readouterr().err
 
 
 def test_a_deep_tokenizer_is_refused(folder: Path) -> None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from sortyard.errors import InputError
+from sortyard.parallel.watch import NoWatch
 from sortyard.runs.folder import RunFolder
 from sortyard.stop_requests import StopSignals
+from sortyard.training.session import Session
 from tests.training.tiny import TinyModel, TinySource, new_run, same_bits, tensors_of, train_tiny, without_times
 
 
@@ -184,6 +186,15 @@ def test_a_run_that_was_over_goes_on_where_the_recipe_asks_for_more(run):
     assert train_tiny(run, early_stopping_patience=1, **options).was_finished
     result = train_tiny(run, early_stopping_patience=3, **options)
     assert (result.state.step, result.state.finished) == (8, "steps")
+
+
+def test_processes_are_watched_while_they_load(run, monkeypatch):
+    order, restore = [], Session.restore
+    monkeypatch.setattr(NoWatch, "__enter__", lambda watch: order.append("watched") or watch)
+    monkeypatch.setattr(NoWatch, "beat", lambda watch, what, **_: order.append(what))
+    monkeypatch.setattr(Session, "restore", lambda session, run: order.append("restored") or restore(session, run))
+    train_tiny(run)
+    assert order[:3] == ["watched", "loading the checkpoint", "restored"]
 
 
 def test_more_seconds_than_a_run_had(run):

@@ -37,7 +37,7 @@ from sortyard.cli import (
     upcycle,
 )
 from sortyard.cli.output import is_first_process
-from sortyard.errors import InputError, LostProcessError
+from sortyard.errors import InputError, LostProcessError, first_line
 
 # What a file system answers to a path that it cannot serve: the person chose the path, so it is the input's fault.
 REFUSALS = {
@@ -129,6 +129,12 @@ def main(words: Sequence[str]) -> int:
         refusal = _refused_path(error)
         status, message = (1, f"{type(error).__name__}: {error}") if refusal is None else (2, str(refusal))
         _complain(refusal or error, debug=debug, keep=refusal is None)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # how the tokenizers library breaks off; Python knows no such type
+            raise
+        refusal = InputError(f"the tokenizer cannot be run on this text ({first_line(error)}); choose another one")
+        status, message = 2, str(refusal)
+        _complain(refusal, debug=debug, keep=False)
     else:
         status, message = 0, ""
     try:
