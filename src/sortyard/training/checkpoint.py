@@ -301,7 +301,9 @@ class CheckpointStore:
             if step in kept:
                 continue
             try:
-                self._discard(self.path(step))
+                doomed = self.path(step).with_name(f"{ASIDE}old-{self.path(step).name}")
+                self.path(step).rename(doomed)  # first: a kill must not leave half a checkpoint
+                shutil.rmtree(doomed)
             except OSError as error:
                 self.warn(f"{self.path(step)}: an old checkpoint cannot be removed ({error}); it only takes up room")
 
@@ -321,11 +323,6 @@ class CheckpointStore:
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
-
-    def _discard(self, folder: Path) -> None:
-        doomed = folder.with_name(f"{ASIDE}old-{folder.name}")  # first: a kill must not leave half a checkpoint
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
 
 
 class _WriteError(Exception):

@@ -1,6 +1,5 @@
 """How much of what the processors could do a run does."""
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,28 +8,10 @@ from typing import Any
 
 import torch
 
+from sortyard.gpu_peaks import peaks_of
 from sortyard.parallel.options import ParallelOptions, bubble_share
 from sortyard.training.options import LoopOptions
 
-_PEAKS = {  # words of a GPU's name, the first that fit: dense TFLOP/s in 16 bits, TF32 and float32, of the data sheets
-    "H100 PCIe": (756, 378, 51.2),
-    "H100 NVL": (835, 417.5, 60),
-    "H100": (989.4, 494.7, 66.9),
-    "H200": (989.4, 494.7, 66.9),
-    "B200": (2250, 1125, 75),
-    "A100": (312, 156, 19.5),
-    "A10G": (70, 35, 31.2),
-    "A10": (125, 62.5, 31.2),
-    "GH200": (989.4, 494.7, 66.9),
-    "L40": (181, 90.5, 90.5),
-    "L40S": (362, 183, 91.6),
-    "L4": (121, 60, 30.3),
-    "V100": (125, 15.7, 15.7),
-    "T4": (65, 8.1, 8.1),
-    "RTX 4090": (165.2, 82.6, 82.6),
-    "RTX 3090": (71, 35.6, 35.6),
-    "MI300X": (1307.4, 653.7, 163.4),
-}
 _SIDE, _TRIES = 512, 5
 
 
@@ -94,9 +75,7 @@ def peak_flops(device: torch.device, *, dtype: torch.dtype) -> float | None:
     if device.type != "cuda":
         return _measured(dtype)
     name = torch.cuda.get_device_name(device)
-    half, tf32, full = next(
-        (peaks for part, peaks in _PEAKS.items() if re.search(rf"\b{part}\b", name)), (None, None, None)
-    )
+    half, tf32, full = peaks_of(name) or (None, None, None)
     if dtype == torch.float32:
         half = full if torch.get_float32_matmul_precision() == "highest" else tf32
     return None if half is None else half * 1e12

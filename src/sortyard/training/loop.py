@@ -106,21 +106,14 @@ def train(
                 state.finished = ""
             if state.finished:
                 session.finish(run, keep_best=loop.keep_best)
-                display.message(
-                    f"{run.path} finished at step {state.step} ({state.finished}): there is nothing left to do"
-                )
+                where = f"{run.path} finished at step {state.step} ({state.finished})"
+                display.message(f"{where}: there is nothing left to do")
                 return TrainResult(state, was_finished=True)
 
             recorder = Records()
             if is_first():
                 recorder = open_recorder(
-                    session,
-                    run,
-                    loop=loop,
-                    display=display,
-                    parallel=parallel,
-                    steps_per_epoch=source.steps_per_epoch,
-                    flops=flops,
+                    session, run, loop=loop, display=display, parallel=parallel, source=source, flops=flops
                 )
             stepper = session.stepper(
                 objective=objective,
@@ -133,17 +126,7 @@ def train(
                 recorder.event("resume" if was_resumed else "start", step=state.step, total_steps=total)
                 for note in session.notes:
                     recorder.warn(note, step=state.step)
-                _run(
-                    session,
-                    recorder,
-                    run,
-                    source,
-                    stepper,
-                    evaluate=evaluate,
-                    best_metric=best_metric,
-                    loop=loop,
-                    total=total,
-                )
+                _run(session, recorder, run, source, stepper, evaluate=evaluate, best_metric=best_metric, loop=loop)
             return TrainResult(state, was_finished=False)
 
 
@@ -157,10 +140,9 @@ def _run(
     evaluate: Evaluate | None,
     best_metric: str | None,
     loop: LoopOptions,
-    total: int,
 ) -> None:
     """The loop itself: fetch, step, evaluate, record, save."""
-    state = session.state
+    state, total = session.state, loop.total_steps(source.steps_per_epoch)
     with StopSignals() as signals, session.store:
         while not state.finished:
             started, result = time.perf_counter(), None

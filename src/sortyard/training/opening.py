@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sortyard.data.batches import BatchSource
 from sortyard.errors import InputError
 from sortyard.objectives.total import Objective
 from sortyard.parallel.activation_checkpointing import checkpoint_activations
@@ -119,7 +120,7 @@ def open_recorder(
     loop: LoopOptions,
     display: Progress,
     parallel: ParallelOptions,
-    steps_per_epoch: int,
+    source: BatchSource,
     flops: TokenFlops | None,
 ) -> Recorder:
     """The records of a run, cut back to where it goes on.
@@ -130,7 +131,7 @@ def open_recorder(
         loop: what is written.
         display: what a person sees.
         parallel: the layout.
-        steps_per_epoch: optimizer steps in one pass over the data.
+        source: the training data.
         flops: of a token.
     """
     step = session.state.step - session.state.is_pending  # what is to be evaluated was recorded in part at most
@@ -147,6 +148,6 @@ def open_recorder(
             num_processes=num_processes(),
             ideal_bubble_share=ideal_bubble_share(parallel, loop) if is_one_of_many() else None,
         ),
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=source.steps_per_epoch,
         writers=writers,
     )

@@ -80,8 +80,9 @@ class Session:
 
     def stepper(self, *, objective: Objective, max_grad_norm: float, lr: Callable[[int], float], seed: int) -> Stepper:
         """What takes the run's steps; see `Stepper`."""
-        return Stepper(
-            self.model,
+        kind, model = self._in_training()
+        return kind(
+            model,
             objective=objective,
             optimizer=self.optimizer,
             precision=self.precision,
@@ -89,6 +90,10 @@ class Session:
             lr=lr,
             seed=seed,
         )
+
+    def _in_training(self) -> tuple[type[Stepper], Any]:
+        """What takes steps, and with what."""
+        return Stepper, self.model
 
     def agree(self, *, seconds: float, signal: int) -> tuple[float, int, int]:
         """A step's time, the signal that came meanwhile, 0 for none, and the peak of memory: the same on all processes.

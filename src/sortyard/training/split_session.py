@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sortyard.errors import InputError
-from sortyard.objectives.total import Objective
 from sortyard.parallel.apply import Held, SplitModel, local
 from sortyard.parallel.peers import Group, told_of_losses
 from sortyard.training.checkpoint import Checkpoint, Kind
@@ -38,17 +37,8 @@ class SplitSession(Session):
         """Which share of every micro-batch's rows is this process's, and of how many."""
         return self.split.layout.data.rank(), self.split.layout.data.size()
 
-    def stepper(self, *, objective: Objective, max_grad_norm: float, lr: Callable[[int], float], seed: int) -> Stepper:
-        """What takes the run's steps, together with the other processes."""
-        return SplitStepper(
-            self.split,
-            objective=objective,
-            optimizer=self.optimizer,
-            precision=self.precision,
-            max_grad_norm=max_grad_norm,
-            lr=lr,
-            seed=seed,
-        )
+    def _in_training(self) -> tuple[type[Stepper], Any]:
+        return SplitStepper, self.split
 
     def agree(self, *, seconds: float, signal: int) -> tuple[float, int, int]:
         """The longest time, the highest signal and the largest memory of all processes."""

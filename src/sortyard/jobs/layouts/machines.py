@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sortyard.errors import InputError
+from sortyard.gpu_peaks import PEAKS, Peaks
 
 GIGA = 1e9
 GIB = float(1 << 30)
@@ -34,9 +35,9 @@ class Gpu:
     source: str
 
 
-def _gpu(name: str, *, tera: tuple[float, float], gib: float, speeds: tuple[float, float, float], source: str) -> Gpu:
+def _gpu(name: str, *, peaks: Peaks, gib: float, speeds: tuple[float, float, float], source: str) -> Gpu:
     memory, node, network = (speed * GIGA for speed in speeds)
-    half, full = (value * 1e12 for value in tera)
+    half, _, full = (value * 1e12 for value in peaks)
     return Gpu(name, half, full, gib * GIB, memory, node, network, source)
 
 
@@ -44,23 +45,23 @@ GPUS = {
     gpu.name: gpu
     for gpu in (
         _gpu(
-            "h100", tera=(989, 67), gib=80, speeds=(3350, 450, 50),
+            "h100", peaks=PEAKS["H100"], gib=80, speeds=(3350, 450, 50),
             source="NVIDIA H100 SXM data sheet; NVLink 900 GB/s both ways; DGX H100: 400 Gb/s a GPU",
         ),
         _gpu(
-            "h200", tera=(989, 67), gib=141e9 / GIB, speeds=(4800, 450, 50),
+            "h200", peaks=PEAKS["H200"], gib=141e9 / GIB, speeds=(4800, 450, 50),
             source="NVIDIA H200 SXM data sheet, 141 GB; NVLink 900 GB/s both ways; DGX H200: 400 Gb/s a GPU",
         ),
         _gpu(
-            "a100-80", tera=(312, 19.5), gib=80, speeds=(2039, 300, 25),
+            "a100-80", peaks=PEAKS["A100"], gib=80, speeds=(2039, 300, 25),
             source="NVIDIA A100 SXM 80 GB data sheet; NVLink 600 GB/s both ways; DGX A100: 200 Gb/s a GPU",
         ),
         _gpu(
-            "a100-40", tera=(312, 19.5), gib=40, speeds=(1555, 300, 25),
+            "a100-40", peaks=PEAKS["A100"], gib=40, speeds=(1555, 300, 25),
             source="NVIDIA A100 SXM 40 GB data sheet; NVLink 600 GB/s both ways; DGX A100: 200 Gb/s a GPU",
         ),
         _gpu(
-            "l40s", tera=(362, 91.6), gib=48, speeds=(864, 32, 12.5),
+            "l40s", peaks=PEAKS["L40S"], gib=48, speeds=(864, 32, 12.5),
             source="NVIDIA L40S data sheet; no NVLink, PCIe 4.0 x16 64 GB/s both ways; 100 Gb/s a GPU assumed",
         ),
     )
