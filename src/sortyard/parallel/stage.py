@@ -112,7 +112,8 @@ class Stage(nn.Module):
             outputs = self.model.base_model(**batch, output_statistics=True)
         self.reports[number] = self._report(number, outputs)
         states = outputs.last_hidden_state
-        return states.to(next(self.parameters()).dtype), self._balance(outputs, received)  # as the next stage expects
+        dtype = next((parameter.dtype for parameter in self.parameters()), states.dtype)  # which the next stage expects
+        return states.to(dtype), self._balance(outputs, received)
 
     def _loss(self, number: int, batch: dict[str, Tensor], received: tuple[Tensor, ...]) -> Tensor:
         outputs = self.model(**batch)  # the means of this process's targets, and a balance loss without a share
