@@ -6,7 +6,8 @@ with 1 and with 8 micro-batches to a step, whose target counts differ. Losses mu
 parameter to 1e-10 of the largest of its tensor. Group "wide" is the article's layout: 32 processes, and with dp 2, 64.
 
 Run: python benchmarks/layouts.py [--groups first eight wide] [--sizes 2 4 8] [--work runs/layouts] [--minutes 60]
-Writes benchmarks/results/layouts.json. What is measured is not measured again; the exit status is 1 where a case fails.
+Writes benchmarks/results/layouts.json. What is measured is not measured again; each case names the commit that it ran
+with (the first ones were noted without). The exit status is 1 where a case fails.
 """
 
 import argparse
@@ -110,6 +111,8 @@ def main() -> None:
     started = time.monotonic()
     planned = groups()
     total = sum(len(found) for each in planned.values() for _, found in each)
+    environment = describe_environment(seed=7, device="cpu", data_fingerprint="random tokens", command=["layouts.py"])
+    code = {"commit": environment["commit"]}
     for group in options.groups:
         for size, found in planned[group]:
             left = [case for case in found if case.name not in measured] if size in options.sizes else []
@@ -120,11 +123,10 @@ def main() -> None:
                 assert all(prod(case.layout.get(dim, 1) for dim in DIMS) == size for case in chosen)
                 for case, report in zip(chosen, run_world(chosen, size=size, folder=options.work), strict=True):
                     report.pop("covered")
-                    measured[case.name] = {**report, "processes": size, "steps": case.steps, "group": group}
+                    measured[case.name] = {**report, "processes": size, "steps": case.steps, "group": group, **code}
                     print(f"{'ok  ' if passes(report) else 'FAIL'} {case.name}: {report['losses']:.1e}", flush=True)
                 record.write_text(json.dumps(measured, indent=1))
     figures = summary(measured) | {"planned": total, "must": {"loss": LOSS, "gradient": GRADIENT}}
-    environment = describe_environment(seed=7, device="cpu", data_fingerprint="random tokens", command=["layouts.py"])
     date = datetime.now(UTC).date().isoformat()
     write_result("layouts", {"summary": figures, "date": date, "environment": environment, "cases": measured})
     print(json.dumps(figures, indent=1))
