@@ -101,7 +101,7 @@ def _was_made_by_this_launch(path: Path, *, recipe: Recipe) -> bool:
     On several machines it counts its starts on each by itself, so that the count alone does not tell. It also starts
     again after a folder was refused, which is the run of another recipe then.
     """
-    if not (path / "job.json").is_file() or RunFolder.open(path).resolved.read_text() != resolved_yaml(recipe):
+    if not (path / "job.json").is_file() or RunFolder.open(path).resolved.read_text("utf-8") != resolved_yaml(recipe):
         return False
     is_again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     return is_again or (_launch() is not None and open_job(RunFolder.open(path))[0].launch == _launch())

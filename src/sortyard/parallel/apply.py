@@ -15,7 +15,7 @@ from sortyard.parallel.data import set_reduction, shard_stage
 from sortyard.parallel.experts import balance_over, cut_experts
 from sortyard.parallel.mesh import Layout
 from sortyard.parallel.occupancy import Occupancy
-from sortyard.parallel.options import ActivationCheckpointing, ParallelOptions, stages_of
+from sortyard.parallel.options import ActivationCheckpointing, ParallelOptions, check_combination, stages_of
 from sortyard.parallel.placement import Placement, even_span
 from sortyard.parallel.schedule import Pipeline, check_schedule
 from sortyard.parallel.stage import Batch, Shares, Stage, StageReport, split_model
@@ -213,7 +213,8 @@ def check_model(
         InputError: naming the option that does not fit.
     """
     config = model.config
-    check_schedule(options, config.num_hidden_layers, num_micro_batches=num_micro_batches, checkpointing=checkpointing)
+    check_schedule(options, config.num_hidden_layers, num_micro_batches=num_micro_batches)
+    check_combination(options, context=config.context, router=config.router, checkpointing=checkpointing)
     blocks = model.base_model.encoder.layers
     if options.tp > 1:
         try:
@@ -227,13 +228,6 @@ def check_model(
             f"parallel.ep is {options.ep}, which does not divide model.num_experts {config.num_experts}: each process "
             "holds as many experts as any other"
         )
-    if options.num_shares > 1 and config.context == "shuffled":
-        raise InputError(
-            "model.context shuffled reads another sequence of the micro-batch, whose rows data-parallel processes "
-            "share: train this control with tp or pp only"
-        )
-    if options.pp > 1 and config.router == "token_hash":
-        raise InputError("model.router token_hash reads token ids in every layer, which a pipeline does not pass on")
 
 
 def parallelize(

@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from sortyard.errors import InputError
 from sortyard.options import Options
 
 Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble"]
@@ -59,6 +60,34 @@ class ParallelOptions(Options):
 
 
 ONE_PROCESS = ParallelOptions()
+
+
+def check_combination(
+    options: ParallelOptions, *, context: str, router: str, checkpointing: ActivationCheckpointing
+) -> None:
+    """Refuse a layout with what it cannot share out.
+
+    Args:
+        options: the layout.
+        context: of the model.
+        router: of the model.
+        checkpointing: what layers compute again.
+
+    Raises:
+        InputError: naming the option that does not fit.
+    """
+    if options.pp > 1 and "zero_bubble" in options.schedule and checkpointing == "selective":
+        raise InputError(
+            f"parallel: schedule {options.schedule} goes backward in two passes, which selective activation "
+            "checkpointing does not allow; set loop.activation_checkpointing to full or none, or change the schedule"
+        )
+    if options.num_shares > 1 and context == "shuffled":
+        raise InputError(
+            "model.context shuffled reads another sequence of the micro-batch, whose rows data-parallel processes "
+            "share: train this control with tp or pp only"
+        )
+    if options.pp > 1 and router == "token_hash":
+        raise InputError("model.router token_hash reads token ids in every layer, which a pipeline does not pass on")
 
 
 def stages_of(options: ParallelOptions, *, rank: int) -> list[int]:

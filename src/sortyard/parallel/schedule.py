@@ -11,20 +11,17 @@ from torch.distributed.pipelining.schedules import get_schedule_class
 from sortyard.errors import InputError
 from sortyard.parallel.mesh import Layout
 from sortyard.parallel.occupancy import Occupancy, time_passes
-from sortyard.parallel.options import ActivationCheckpointing, ParallelOptions
+from sortyard.parallel.options import ParallelOptions
 from sortyard.parallel.stage import Stage
 
 
-def check_schedule(
-    options: ParallelOptions, num_layers: int, *, num_micro_batches: int, checkpointing: ActivationCheckpointing
-) -> None:
+def check_schedule(options: ParallelOptions, num_layers: int, *, num_micro_batches: int) -> None:
     """Refuse a pipeline that cannot be.
 
     Args:
         options: the layout.
         num_layers: of the model.
         num_micro_batches: of a step.
-        checkpointing: what layers compute again.
 
     Raises:
         InputError: there are fewer layers than stages, or micro-batches that the schedule cannot take.
@@ -36,11 +33,6 @@ def check_schedule(
         raise InputError(
             f"parallel: pp {options.pp} with schedule {options.schedule} has {stages} stages, but the model only "
             f"{num_layers} layers; lower pp"
-        )
-    if "zero_bubble" in options.schedule and checkpointing == "selective":
-        raise InputError(
-            f"parallel: schedule {options.schedule} goes backward in two passes, which selective activation "
-            "checkpointing does not allow; set loop.activation_checkpointing to full or none, or change the schedule"
         )
     rounds = max(1, num_micro_batches // options.pp)
     if options.schedule.startswith("interleaved") and num_micro_batches % rounds:

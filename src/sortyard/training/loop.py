@@ -215,8 +215,7 @@ def _reason_to_finish(state: TrainState, *, total: int, loop: LoopOptions) -> st
 
 
 def _is_over(state: TrainState, *, total: int, loop: LoopOptions) -> bool:
-    has_no_patience = 0 < loop.early_stopping_patience <= state.stale_evaluations
-    return has_no_patience or bool(_reason_to_finish(state, total=total, loop=loop))
+    return state.is_out_of_patience(loop) or bool(_reason_to_finish(state, total=total, loop=loop))
 
 
 def _report_trouble(

@@ -81,9 +81,13 @@ class TrainState:
             self.best_value, self.best_step, self.stale_evaluations = value, self.step, 0
         else:
             self.stale_evaluations += 1
-        if loop.early_stopping_patience and self.stale_evaluations >= loop.early_stopping_patience:
+        if self.is_out_of_patience(loop):
             self.finished = self.finished or "early_stopping"
         return is_gain
+
+    def is_out_of_patience(self, loop: LoopOptions) -> bool:
+        """Whether as many evaluations as its early_stopping_patience were no gain."""
+        return 0 < loop.early_stopping_patience <= self.stale_evaluations
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:

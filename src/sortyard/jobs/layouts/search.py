@@ -10,7 +10,7 @@ from sortyard.jobs.layouts.estimate import Estimate, estimate_layout
 from sortyard.jobs.layouts.machines import Cluster
 from sortyard.jobs.layouts.pipeline import check_schedule
 from sortyard.jobs.layouts.work import Work
-from sortyard.parallel.options import ParallelOptions, Schedule
+from sortyard.parallel.options import ParallelOptions, Schedule, check_combination
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,7 @@ def check_layout(work: Work, layout: ParallelOptions, cluster: Cluster) -> None:
         raise InputError(f"{layout.num_shares} data-parallel processes for micro_batch_size {work.rows}")
     if layout.num_stages > work.num_layers:
         raise InputError(f"{layout.num_stages} pipeline stages for num_hidden_layers {work.num_layers}")
-    if layout.num_shares > 1 and config.context == "shuffled":
-        raise InputError("context shuffled reads other rows, which data-parallel processes share")
-    if layout.pp > 1 and config.router == "token_hash":
-        raise InputError("router token_hash reads token ids in every layer, which a pipeline does not pass on")
-    if layout.pp > 1 and "zero_bubble" in layout.schedule and work.is_selective:
-        raise InputError(f"{layout.schedule} goes backward in two passes, which selective checkpointing does not allow")
+    check_combination(layout, context=config.context, router=config.router, checkpointing=work.checkpointing)
     check_schedule(layout.schedule, pp=layout.pp, micro_batches=work.micro_batches)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sortyard.jobs.layouts.weights import Weight, read_weights
+from sortyard.parallel.options import ActivationCheckpointing
 from sortyard.recipe import PretrainSection, Recipe
 
 
@@ -19,8 +20,7 @@ class Work:
         length: Tokens of a row.
         target_share: Share of the tokens whose logits are computed.
         half: Whether products run in 16 bits.
-        recomputes: Activation checkpointing; selective counts as full.
-        is_selective: Whether it is selective.
+        checkpointing: What layers compute again.
         layer_flops: Of one token's forward pass through one layer, on average.
         head_flops: Of one target's.
         keys: Keys that a query reads, layer by layer.
@@ -33,8 +33,7 @@ class Work:
     length: int
     target_share: float
     half: bool
-    recomputes: bool
-    is_selective: bool
+    checkpointing: ActivationCheckpointing
     layer_flops: float
     head_flops: float
     keys: list[float]
@@ -43,6 +42,11 @@ class Work:
     def num_layers(self) -> int:
         """Layers of the model."""
         return len(self.keys)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are computed again; selective counts as full."""
+        return self.checkpointing != "none"
 
     @property
     def operand_bytes(self) -> int:
@@ -76,8 +80,7 @@ def read_work(recipe: Recipe) -> Work:
         length=length,
         target_share=section.masking.probability if section.objective == "masked_lm" else 1.0,
         half=loop.precision != "fp32",
-        recomputes=loop.activation_checkpointing != "none",
-        is_selective=loop.activation_checkpointing == "selective",
+        checkpointing=loop.activation_checkpointing,
         layer_flops=forward_flops_per_token(model, length=length) / count,
         head_flops=head_flops_per_target(model),
         keys=[keys_per_query(model.config, layer=layer, length=length) for layer in range(count)],

@@ -61,7 +61,8 @@ def _pays_by_groups(segments: Segments) -> bool:
     """
     if torch.compiler.is_compiling() or segments.length < _LEAST_LENGTH or not segments.lengths:
         return False
-    return segments.batch_size * segments.length**2 >= 2 * dense_pairs(segments)
+    on_cpu = segments.token_index.device.type == "cpu"
+    return segments.batch_size * segments.length**2 >= 2 * dense_pairs(segments.lengths, on_cpu=on_cpu)
 
 
 def attend_group(

@@ -1,8 +1,8 @@
 """Sequences of one shape side by side: out of the batch, and back into it."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -93,23 +93,28 @@ def make_groups(
     if global_tokens is None and key in segments.kept:
         return segments.kept[key]  # type: ignore[no-any-return]
     on_cpu = segments.token_index.device.type == "cpu"
-    members: dict[Hashable, list[int]] = {}
-    for number, length in enumerate(segments.lengths):
-        kind = _group_key(length, spec=spec, causal=causal, on_cpu=on_cpu)
-        members.setdefault(kind, []).append(number)
-    groups = [_make_group(segments, spec, numbers, causal, global_tokens) for numbers in members.values()]
+    members = _members(segments.lengths, spec=spec, causal=causal, on_cpu=on_cpu)
+    groups = [_make_group(segments, spec, numbers, causal, global_tokens) for numbers in members]
     if global_tokens is None:
         segments.kept[key] = groups
     return groups
 
 
-def dense_pairs(segments: Segments) -> int:
-    """Query-key pairs of dense attention in groups, those of the pads that groups add included."""
-    on_cpu = segments.token_index.device.type == "cpu"
+@lru_cache(maxsize=16)
+def dense_pairs(lengths: tuple[int, ...], *, on_cpu: bool) -> int:
+    """Query-key pairs of dense attention in groups, those of the pads that groups add included; every layer asks."""
+    members = _members(lengths, spec=None, causal=False, on_cpu=on_cpu)
+    return sum(len(numbers) * max(lengths[number] for number in numbers) ** 2 for numbers in members)
+
+
+def _members(
+    lengths: Sequence[int], *, spec: BucketSpec | None, causal: bool, on_cpu: bool
+) -> Collection[Sequence[int]]:
+    """Numbers of the sequences of each group, in order of the first ones."""
     members: dict[Hashable, list[int]] = {}
-    for length in segments.lengths:
-        members.setdefault(_group_key(length, spec=None, causal=False, on_cpu=on_cpu), []).append(length)
-    return sum(len(lengths) * max(lengths) ** 2 for lengths in members.values())
+    for number, length in enumerate(lengths):
+        members.setdefault(_group_key(length, spec=spec, causal=causal, on_cpu=on_cpu), []).append(number)
+    return members.values()
 
 
 def _group_key(length: int, *, spec: BucketSpec | None, causal: bool, on_cpu: bool) -> Hashable:
@@ -134,7 +139,7 @@ def _shape_of(spec: BucketSpec | None, length: int, causal: bool) -> TreeShape |
 def _make_group(
     segments: Segments,
     spec: BucketSpec | None,
-    numbers: list[int],
+    numbers: Sequence[int],
     causal: bool,
     global_tokens: Bool[Tensor, "B T"] | None,
 ) -> Group:
