@@ -6,7 +6,8 @@ the vocabulary's only for the 15 % of tokens that are predicted. Utilisation is 
 larger steps, the sparse model of equal active parameters (8 experts of 2,048, two a token; bucket attention), longer
 rows, and transformers' own BertForMaskedLM.
 
-Run on a machine with a GPU: python benchmarks/device_training.py [--out FILE] [--minutes 4]   (no network)
+Run on a machine with a GPU: python benchmarks/device_training.py [--out FILE] [--minutes 4] [--sides NAME ...]
+(no network; what the file says of other sides stays, if it is of this kind of machine; each side names its commit)
 Run anywhere, small and slow: python benchmarks/device_training.py --small --out FILE
 Writes benchmarks/results/device_training.json unless told otherwise.
 """
@@ -50,7 +51,7 @@ DEVICE = "cpu" if SMALL else "cuda"
 SEED = 0
 LAYERS, WIDTH, HEADS, INNER, VOCABULARY = (2, 64, 4, 256, 512) if SMALL else (24, 1024, 16, 4096, 30_522)
 TOKENS = 512 if SMALL else 16_384  # of a step
-LENGTHS = (64, 128) if SMALL else (512, 4096, 16_384)
+LENGTHS = (64, 128, 256, 512) if SMALL else (512, 4096, 16_384, 65_536)
 PREDICTED = 0.15
 WARMUP, REPETITIONS = (1, 2) if SMALL else (2, 6)
 FORWARD_AND_BACKWARD = 3
@@ -93,7 +94,7 @@ def sides() -> list[Side]:
     """In the order of running: what one model is measured for together, what matters most first."""
     base = Side()
     long = [
-        Side(model=model, length=length, mode="full" if length == LENGTHS[-1] else "none")
+        Side(model=model, length=length, mode="none" if length == LENGTHS[1] else "full", tokens=max(TOKENS, length))
         for length in LENGTHS[1:]
         for model in ("dense", "sparse")
     ]
@@ -124,12 +125,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="run small, on a CPU")
     parser.add_argument("--minutes", type=float, default=6.0, help="begin nothing more after this time")
+    names = [side.name for side in sides()]
+    parser.add_argument("--sides", nargs="+", default=names, choices=names, metavar="NAME")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "device_training.json")
     args = parser.parse_args()
     started = time.monotonic()
     found: Json = describe()
+    found["sides"] = kept_sides(args.out, found)
+    code = {"commit": found["environment"]["commit"]}
     loaded = None
     for side in sides():
+        if side.name not in args.sides:
+            continue
         if loaded != (loaded := (side.model, side.length, side.compiled)):
             load.cache_clear()
             release()
@@ -140,14 +147,25 @@ def main() -> None:
             record = measure(side)
         except Exception as error:  # a side may fail in any way, of memory too; the others go on
             record = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-        found["sides"][side.name] = asdict(side) | record
+        found["sides"][side.name] = asdict(side) | record | code
         print(side.name, json.dumps(record), flush=True)
         save(args.out, found | {"ratios": ratios(found["sides"])})
     print_table(found["sides"])
 
 
+def kept_sides(path: Path, found: Json) -> Json:
+    """What a file says of sides already; nothing if it is of another machine, other versions or another shape."""
+    before = json.loads(path.read_text()) if path.exists() else {}
+    environment = before.get("environment", {})
+    same = all(environment.get(name) == found["environment"][name] for name in ("machine", "versions", "python"))
+    if not same or before.get("shape") != found["shape"]:
+        return {}
+    code = {"commit": environment["commit"]}
+    return {name: code | side for name, side in before["sides"].items()}
+
+
 def describe() -> Json:
-    found = begin_result(
+    return begin_result(
         "device_training", device="cpu" if SMALL else f"cuda: {torch.cuda.get_device_name()}", seed=SEED,
         what="seconds, utilisation and peak memory of a training step (forward, backward, clipping, AdamW) by "
         "number format, compilation and recomputation; float32 weights, random tokens",
@@ -159,7 +177,6 @@ def describe() -> Json:
             },
         },
     )  # fmt: skip
-    return found | {"sides": {}}
 
 
 def options_of(side: Side) -> ModelOptions:
@@ -310,6 +327,11 @@ def ratios(found: Json) -> Json:
         "sparse over dense": ("sparse/512/bf16", "dense/512/bf16", "seconds"),
         "sparse over dense at 4,096": ("sparse/4096/bf16", "dense/4096/bf16", "seconds"),
         "sparse over dense at 16,384": ("sparse/16384/bf16/full-1", "dense/16384/bf16/full-1", "seconds"),
+        "sparse over dense at 65,536": (
+            "sparse/65536/bf16/full-1/65536 tokens",
+            "dense/65536/bf16/full-1/65536 tokens",
+            "seconds",
+        ),
         "full recomputation, memory": ("dense/512/bf16/full-1", "dense/512/bf16", "peak_extra_bytes"),
         "full recomputation, time": ("dense/512/bf16/full-1", "dense/512/bf16", "seconds"),
         "every second layer, memory": ("dense/512/bf16/full-2", "dense/512/bf16", "peak_extra_bytes"),

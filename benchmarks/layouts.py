@@ -6,8 +6,9 @@ with 1 and with 8 micro-batches to a step, whose target counts differ. Losses mu
 parameter to 1e-10 of the largest of its tensor. Group "wide" is the article's layout: 32 processes, and with dp 2, 64.
 
 Run: python benchmarks/layouts.py [--groups first eight wide] [--sizes 2 4 8] [--work runs/layouts] [--minutes 60]
-Writes benchmarks/results/layouts.json. What is measured is not measured again; each case names the commit that it ran
-with (the first ones were noted without). The exit status is 1 where a case fails.
+Writes benchmarks/results/layouts.json. What is measured is not measured again; each case names the commit, the torch
+and the processor that it ran with (earlier ones only the commit, the first ones nothing). The exit status is 1 where a
+case fails.
 """
 
 import argparse
@@ -112,7 +113,11 @@ def main() -> None:
     planned = groups()
     total = sum(len(found) for each in planned.values() for _, found in each)
     environment = describe_environment(seed=7, device="cpu", data_fingerprint="random tokens", command=["layouts.py"])
-    code = {"commit": environment["commit"]}
+    code = {
+        "commit": environment["commit"],
+        "torch": environment["versions"]["torch"],
+        "cpu": environment["machine"]["cpu"],
+    }
     for group in options.groups:
         for size, found in planned[group]:
             left = [case for case in found if case.name not in measured] if size in options.sizes else []

@@ -109,3 +109,13 @@ def records(run: Path) -> list[dict[str, Any]]:
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in RunFolder(run).read_events() if event["event"] == kind]
+
+
+def check_losses(run: Path, alone: Path) -> None:
+    """That a run has the steps, tokens and losses of another one; in float32 the order of sums shows in time."""
+    found, wanted = records(run), records(alone)
+    assert [record["step"] for record in found] == list(range(1, len(wanted) + 1))
+    apart = [abs(one["loss"] - other["loss"]) / other["loss"] for one, other in zip(found, wanted, strict=True)]
+    assert max(apart[:4]) <= 1e-5
+    assert max(apart) <= 1e-4
+    assert [record["tokens"] for record in found] == [record["tokens"] for record in wanted]

@@ -30,7 +30,7 @@ def launch(
         words: of the command line.
         size: how many.
         hang: (rank, step) of the process that hangs while it reads that step's rows, counted from 0.
-        environment: further variables.
+        environment: further variables; with SHARE_GPU they meet on one GPU.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -79,6 +79,10 @@ def _run(folder: str, words: list[str], rank: int, environment: dict[str, str], 
     from sortyard.cli.main import main
 
     torch.set_num_threads(1)
+    if "SHARE_GPU" in os.environ:
+        from tests.parallel.one_gpu import share_gpu
+
+        share_gpu()
     _note_samples(rank, hangs_at)
     sys.exit(main(words))
 

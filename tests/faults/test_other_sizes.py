@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sortyard.data.order import global_samples
-from tests.faults.elastic import ended, events, records, send, start, steps_done, wait_until, write_inputs
+from tests.faults.elastic import check_losses, ended, events, send, start, steps_done, wait_until, write_inputs
 from tests.faults.elastic_target import launch, read_samples, statuses
 from tests.faults.killing import _wait_until
 
@@ -24,15 +24,6 @@ def yard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert statuses(alone) == [0], (folder / "log-0.txt").read_text()
     (folder / "samples-0.jsonl").unlink()
     return folder
-
-
-def check_losses(run: Path, alone: Path) -> None:
-    found, wanted = records(run), records(alone)
-    assert [record["step"] for record in found] == list(range(1, len(wanted) + 1))
-    apart = [abs(one["loss"] - other["loss"]) / other["loss"] for one, other in zip(found, wanted, strict=True)]
-    assert max(apart[:4]) <= 1e-5
-    assert max(apart) <= 1e-4
-    assert [record["tokens"] for record in found] == [record["tokens"] for record in wanted]
 
 
 @pytest.mark.dist

@@ -76,6 +76,7 @@ class Case:
     precision: str = "fp32"
     break_it: str = ""  # the name of a silent bug to put back
     compiled: bool = False
+    device: str = "cpu"  # "cuda": all processes on one GPU
 
     @property
     def name(self) -> str:
@@ -83,12 +84,13 @@ class Case:
         return "-".join(
             [layout, self.model, f"x{self.accumulation}"]
             + [self.checkpointing] * (self.checkpointing != "none") + [self.break_it] * bool(self.break_it)
-            + ["compiled"] * self.compiled
+            + ["compiled"] * self.compiled + [self.device] * (self.device != "cpu")
         )  # fmt: skip
 
     @property
     def reference(self) -> str:
-        return f"reference-{self.model}-x{self.accumulation}-{self.steps}-{self.dtype}-{self.precision}.safetensors"
+        words = ["reference", self.model, f"x{self.accumulation}", str(self.steps), self.dtype, self.precision]
+        return "-".join(words + [self.device] * (self.device != "cpu")) + ".safetensors"
 
 
 @dataclass
@@ -127,9 +129,9 @@ def make_model(case: Case) -> Any:
 
 def make_precision(case: Case) -> Precision:
     """With a loss scale from which float16 gradients overflow in the first steps."""
-    made = Precision(case.precision, device=torch.device("cpu"))  # type: ignore[arg-type]
+    made = Precision(case.precision, device=torch.device(case.device))  # type: ignore[arg-type]
     if case.precision == "fp16":
-        made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+        made.scaler = torch.amp.GradScaler(case.device, init_scale=2.0**24)
     return made
 
 
@@ -165,13 +167,13 @@ def run_reference(case: Case, folder: Path) -> None:
     path = folder / case.reference
     if path.exists():
         return
-    model, aim = make_model(case), objective(case)
+    model, aim = make_model(case).to(case.device), objective(case)
     optimizer = build_optimizer(model, OptimizerOptions(lr=1e-3))
     course, gradients = Course(), {}
 
     def note(*_: Any) -> None:
         prefix = "first" if not course.losses else "last"
-        gradients.update({f"{prefix}/{name}": p.grad.clone() for name, p in model.named_parameters()})
+        gradients.update({f"{prefix}/{name}": p.grad.cpu().clone() for name, p in model.named_parameters()})
 
     optimizer.register_step_pre_hook(note)
     stepper = Stepper(
@@ -182,7 +184,7 @@ def run_reference(case: Case, folder: Path) -> None:
         course.add(
             stepper.take([micro_batch(step, m, causal=_causal(case)) for m in range(case.accumulation)], step=step)
         )
-    values = {f"value/{name}": p.detach() for name, p in model.named_parameters()}
+    values = {f"value/{name}": p.detach().cpu() for name, p in model.named_parameters()}
     save_file(course.tensors() | gradients | values, path)
 
 
@@ -201,10 +203,11 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
     """Train in a layout, and say how far it is from one process."""
     from tests.parallel.silent_bugs import put_back
 
+    device = torch.device(case.device)
     started = time.perf_counter()
     reference = load_file(folder / case.reference)
     with put_back(case.break_it):
-        layout = Layout.make(ParallelOptions(**case.layout), device=torch.device("cpu"))
+        layout = Layout.make(ParallelOptions(**case.layout), device=device)
         aim, precision = objective(case), make_precision(case)
         split = parallelize(
             make_model(case), layout=layout, count_targets=aim.count_targets, autocast=precision.autocast,
@@ -250,7 +253,7 @@ def _furthest(split: SplitModel, reference: dict[str, Tensor], kind: str) -> flo
         whole = reference[f"{kind}/{held.name}"]
         if kind == "value" and float(reference[f"first/{held.name}"].abs().max()) < least:
             continue
-        part = local(value)
+        part = local(value).cpu()
         for box in held.placement.boxes(part, first_row=held.first_row):
             own = part[box.inside]
             there = tuple(slice(o, o + n) for o, n in zip(box.offset, own.shape, strict=True))
@@ -319,8 +322,14 @@ def run_rank(folder: Path, rank: int, size: int) -> None:
     with (folder / f"log-{rank}.txt").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     cases = [Case(**fields) for fields in json.loads((folder / "cases.json").read_text())]
+    on_gpu = any(case.device == "cuda" for case in cases)
+    if on_gpu and size > 1:
+        from tests.parallel.one_gpu import share_gpu
+
+        share_gpu()
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     reports = [run_case(case, folder) for case in cases]
     (folder / f"report-{rank}.json").write_text(json.dumps(reports))
     dist.destroy_process_group()
