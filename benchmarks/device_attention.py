@@ -1,6 +1,6 @@
 """Tree attention's Triton kernels on a GPU: choices and errors there, then time against flash SDPA and flex_attention.
 
-Run on a machine with a GPU: python benchmarks/device_attention.py [--out FILE] [--parts choice parity lengths]
+Run on a machine with a GPU: python benchmarks/device_attention.py [--out FILE] [--parts choice parity lengths flex]
 [--minutes 9]   (no network; what the file says of another part stays, if it is of this machine and code)
 Run anywhere, small and slow: python benchmarks/device_attention.py --interpret --out FILE
 Writes benchmarks/results/device_attention.json unless told otherwise; exit status 1 where a choice or an error is off.
@@ -41,7 +41,7 @@ from sortyard.ops.bucket_attention.triton_backend.tree import descend, sort_keys
 
 DEVICE = "cpu" if INTERPRET else "cuda"
 BYTES_A_SECOND = 3.35e12  # H100 SXM, from its data sheet
-PARTS = ("choice", "parity", "lengths")
+PARTS = ("choice", "parity", "lengths", "flex")
 SEED = 0
 HEADS, WIDTH = (2, 16) if INTERPRET else (16, 64)
 SPEC = BucketSpec(bucket_size=8, query_chunk=16, dense_up_to=20) if INTERPRET else BucketSpec()
@@ -49,6 +49,7 @@ SPEC = BucketSpec(bucket_size=8, query_chunk=16, dense_up_to=20) if INTERPRET el
 NARROW = replace(SPEC, bucket_size=4, query_chunk=16, near_buckets=8, beam=6, local_window=8)
 PARITY_SPECS = ((SPEC, WIDTH), (NARROW, WIDTH // 2), (SPEC, 3 * WIDTH // 4))
 LENGTHS = {96: 1} if INTERPRET else {16_384: 15, 65_536: 9, 131_072: 5}  # repetitions
+FLEX_LENGTH = 96 if INTERPRET else 65_536
 PARITY_LENGTHS = (65, 90) if INTERPRET else (1000, 5003)
 PARITY_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 DTYPE = torch.bfloat16
@@ -93,16 +94,20 @@ def main() -> int:
         found["lengths"] = {}
     for length, repetitions in LENGTHS.items() if "lengths" in args.parts else ():
         if may_begin(f"timing {length}", 12):
-            found["lengths"][length] = measure(length, repetitions)
+            found["lengths"][length] = measure(length, repetitions, peers={"flash": flash})
             save(path, found)
+    if "flex" in args.parts and may_begin("flex", 40):
+        found["flex"] = {FLEX_LENGTH: measure(FLEX_LENGTH, LENGTHS[FLEX_LENGTH], peers={"flex": flex(FLEX_LENGTH)})}
+        save(path, found)
     print_table(found.get("lengths", {}))
+    print_table(found.get("flex", {}))
     return 0 if all(case["passes"] for part in PARTS[:2] for case in found.get(part, [])) else 1
 
 
-def measure(length: int, repetitions: int) -> dict[str, Any]:
+def measure(length: int, repetitions: int, *, peers: dict[str, Call]) -> dict[str, Any]:
     """Median seconds of every call, forward and forward with backward, alternated; then ours in parts."""
     inputs = draw(length, heads=HEADS, width=WIDTH, dtype=DTYPE, device=DEVICE)
-    calls = find_calls(length)
+    calls = find_calls(length, peers)
     unit = inputs[0].numel() * DTYPE.itemsize
     # Forward: read q, k, v, write out. Backward: read those four and the gradient of out, write three gradients.
     result: dict[str, Any] = {"keys_a_query": round(keys_a_query(length))}
@@ -144,20 +149,21 @@ def keys_a_query(length: int) -> float:
     return (1 - expected_sparsity(SPEC, length, False)) * length
 
 
-def find_calls(length: int) -> dict[str, Call]:
+def find_calls(length: int, peers: dict[str, Call]) -> dict[str, Call]:
     """Ours and the peers that run here; the others are named with their reason."""
-    calls: dict[str, Call] = {
-        "ours": lambda q, k, v: bucket_attention(q, k, v, SPEC, backend="triton"),
-        "flash": flash,
-        "flex": flex(length),
-    }
+    calls: dict[str, Call] = {"ours": lambda q, k, v: bucket_attention(q, k, v, SPEC, backend="triton"), **peers}
     probe = draw(length, heads=HEADS, width=WIDTH, dtype=DTYPE, device=DEVICE)
-    for name in ("flash", "flex"):
+    for name, call in {**calls}.items():
+        begun = time.perf_counter()
         try:
-            forward_backward(calls[name], probe)
-        except Exception as error:  # a peer may fail in any way; the run goes on without it
+            forward_backward(call, probe)
+        except Exception as error:
+            if name == "ours":
+                raise
+            # a peer may fail in any way; the run goes on without it
             print(f"left out: {name} at {length}: {type(error).__name__}: {str(error)[:300]}", flush=True)
             del calls[name]
+        print(f"{name} at {length}: {time.perf_counter() - begun:.1f} s to compile and choose", flush=True)
     return calls
 
 
