@@ -5,9 +5,10 @@
 
 Writes benchmarks/results/reliability.json, in which each part replaces what it measured before. The faults are those of
 tests/faults, in larger numbers: SIGKILL at random moments (a quarter of them or more in the middle of a save) to runs
-of one process (the library's loop and model) and of four (a store of pieces, without a model); damage to the files of
-real checkpoints; disks that are full at some byte. The overhead is paired: in each round the same steps are taken
-without saving, with a save before the training goes on, and with one behind it, in random order.
+of one process (the library's loop and model), of four (a store of pieces, without a model), and of four that train a
+model by tensor and data parallelism, which the launcher starts anew each time one of them is killed; damage to the
+files of real checkpoints; disks that are full at some byte. The overhead is paired: in each round the same steps are
+taken without saving, with a save before the training goes on, and with one behind it, in random order.
 """
 
 # ruff: noqa: E402
@@ -34,6 +35,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from tests.faults.corruption import corrupt
+from tests.faults.elastic import kill_often
 from tests.faults.full_disk import fill_disks
 from tests.faults.killing import Case, Killer
 
@@ -89,6 +91,17 @@ def kills(folder: Path, count: int, *, processes: int) -> dict[str, Any]:
         )
         print(rows[-1], flush=True)
     return {"rows": rows, "total": _sum(rows)}
+
+
+def kills_of_a_shared_model(folder: Path, count: int) -> dict[str, Any]:
+    """SIGKILLs of one of the processes that train a model together, of which half fall into a save."""
+    tally = kill_often(folder, {"dp_shard": 2, "tp": 2}, kills=count, seed=SEED)
+    return {
+        "processes": 4,
+        "asynchronous": True,
+        "kills": tally.kills,
+        "during_a_save": tally.during_a_save,
+    } | tally.harm()
 
 
 def _sum(rows: list[dict[str, Any]]) -> dict[str, int]:
@@ -261,6 +274,7 @@ def overhead(folder: Path, count: int) -> dict[str, Any]:
 PARTS = {
     "kills_of_one_process": (partial(kills, processes=1), 100),
     "kills_of_four_processes": (partial(kills, processes=4), 100),
+    "kills_of_a_shared_model": (kills_of_a_shared_model, 40),
     "corruption": (corruption, 1000),
     "full_disk": (full_disk, 100),
     "overhead": (overhead, 15),

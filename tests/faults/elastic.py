@@ -3,17 +3,19 @@
 import hashlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from sortyard.runs.folder import RunFolder
-from tests.faults.killing import TIMES
+from tests.faults.killing import TIMES, Tally
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 300
@@ -119,3 +121,43 @@ def check_losses(run: Path, alone: Path) -> None:
     assert max(apart[:4]) <= 1e-5
     assert max(apart) <= 1e-4
     assert [record["tokens"] for record in found] == [record["tokens"] for record in wanted]
+
+
+def kill_often(folder: Path, layout: Mapping[str, int], *, kills: int, seed: int) -> Tally:
+    """Kill one process after another of a run that starts again, half of them during a save, beside a run left alone.
+
+    Args:
+        folder: where both work.
+        layout: sizes of its dims.
+        kills: how many.
+        seed: of the moments, and of who is killed.
+    """
+    steps = 12 * kills  # of which each kill costs some
+    write_inputs(folder)
+    sizes = [f"parallel.{name}={size}" for name, size in layout.items()]
+    words = ("pretrain", "tiny.yaml", f"pretrain.loop.steps={steps}", *sizes, "-q", "--json", "--out")
+    whole, run = folder / "whole", folder / "killed"
+    status, _, err = ended(start(folder, *words, "whole"))
+    assert status == 0, err
+    draw, tally = random.Random(seed), Tally()
+    process = start(folder, *words, "killed", f"parallel.max_restarts={kills}")
+    for kill in range(kills):
+        wait_until(lambda kill=kill: len(events(run, "start")) + len(events(run, "resume")) == kill + 1, process)
+        newest = max((event["step"] for event in events(run, "checkpoint")), default=0)
+        target = newest + draw.randrange(8)
+        wait_until(lambda target=target: steps_done(run) >= target, process)
+        if draw.random() < 0.5:
+            wait_until(lambda: is_saving(run), process)
+        tally.during_a_save += is_saving(run)
+        send(run, draw.randrange(prod(layout.values())), signal.SIGKILL)
+    status, _, err = ended(process)
+    assert status == 0, err
+    tally.kills = err.count("was killed (SIGKILL): all start again")
+    tally.finished_runs = 1
+    found, wanted = records(run), records(whole)
+    done = [record["step"] for record in found]
+    tally.steps_lost = len(set(range(1, steps + 1)) - set(done))
+    tally.steps_repeated = len(done) - len(set(done))
+    tally.records_differing = sum(one != other for one, other in zip(found, wanted, strict=False))
+    tally.weights_differing = int(digest(run) != digest(whole))
+    return tally

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.torch_version import TorchVersion
 
 from sortyard.cli.main import main
 from tests.faults.elastic import ROOT, write_inputs
@@ -76,6 +78,16 @@ def test_what_does_not_fit_is_said_before_anything_starts(
     assert message in err
     assert err.count("error: ") == 1
     assert not (yard / "runs").exists()
+
+
+@pytest.mark.usefixtures("yard", "nothing_starts")
+def test_a_schedule_that_an_older_torch_cannot_run_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.12.1+cu130"))
+    words, schedule = ["parallel.pp=2", "model.num_hidden_layers=4"], "parallel.schedule=zbv_zero_bubble"
+    assert main(["pretrain", "tiny.yaml", *words, schedule, "-q"]) == 2
+    assert "needs torch 2.13 or newer, and this is torch 2.12.1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

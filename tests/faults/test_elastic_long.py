@@ -1,7 +1,6 @@
 """Many kills of any process at any moment, and torchrun in place of our own launcher."""
 
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -18,7 +17,7 @@ from tests.faults.elastic import (
     digest,
     ended,
     events,
-    is_saving,
+    kill_often,
     records,
     send,
     start,
@@ -48,22 +47,12 @@ def check_equal(run: Path, whole: Path) -> None:
     assert digest(run) == digest(whole)
 
 
-def test_random_kills_change_no_bit(yard: Path) -> None:
-    draw, run, during_a_save = random.Random(0), yard / "killed", 0
-    process = start(yard, *WORDS, "killed", "--json", f"parallel.max_restarts={NUM_KILLS}")
-    for kill in range(NUM_KILLS):
-        wait_until(lambda kill=kill: len(events(run, "start")) + len(events(run, "resume")) == kill + 1, process)
-        target = max((event["step"] for event in events(run, "checkpoint")), default=0) + draw.randrange(STEPS // 8)
-        wait_until(lambda target=target: steps_done(run) >= target, process)
-        if draw.random() < 0.5:
-            wait_until(lambda: is_saving(run), process)
-        during_a_save += is_saving(run)
-        send(run, draw.randrange(2), signal.SIGKILL)
-    status, _, err = ended(process)
-    assert status == 0, err
-    assert err.count("was killed (SIGKILL): all start again") == NUM_KILLS
-    assert during_a_save >= NUM_KILLS // 4
-    check_equal(run, yard / "whole")
+@pytest.mark.parametrize("layout", [{"dp_shard": 2}, {"dp_shard": 2, "tp": 2}])
+def test_random_kills_change_no_bit(tmp_path: Path, layout: dict[str, int]) -> None:
+    found = kill_often(tmp_path, layout, kills=NUM_KILLS, seed=0)
+    assert found.harm() == dict.fromkeys(found.harm(), 0)
+    assert found.kills == NUM_KILLS
+    assert found.during_a_save >= NUM_KILLS // 4
 
 
 def torchrun(folder: Path, *words: str, **variables: str) -> subprocess.Popen[str]:

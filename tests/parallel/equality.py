@@ -5,6 +5,7 @@ runs of one process in FOLDER/reference-*.safetensors. It forks into SIZE proces
 of them; each leaves FOLDER/report-RANK.json: how far off every case is.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -77,6 +78,7 @@ class Case:
     break_it: str = ""  # the name of a silent bug to put back
     compiled: bool = False
     device: str = "cpu"  # "cuda": all processes on one GPU
+    spoilt: str = ""  # what of one micro-batch, of one share of its rows, is no number: "loss" or "gradients"
 
     @property
     def name(self) -> str:
@@ -84,13 +86,14 @@ class Case:
         return "-".join(
             [layout, self.model, f"x{self.accumulation}"]
             + [self.checkpointing] * (self.checkpointing != "none") + [self.break_it] * bool(self.break_it)
-            + ["compiled"] * self.compiled + [self.device] * (self.device != "cpu")
+            + [self.spoilt] * bool(self.spoilt) + ["compiled"] * self.compiled + [self.device] * (self.device != "cpu")
         )  # fmt: skip
 
     @property
     def reference(self) -> str:
         words = ["reference", self.model, f"x{self.accumulation}", str(self.steps), self.dtype, self.precision]
-        return "-".join(words + [self.device] * (self.device != "cpu")) + ".safetensors"
+        words += [self.device] * (self.device != "cpu") + [self.spoilt] * bool(self.spoilt)
+        return "-".join(words) + ".safetensors"
 
 
 @dataclass
@@ -105,8 +108,8 @@ class Course:
     measured: dict[str, float] = field(default_factory=dict)
 
     def add(self, result: StepResult) -> None:
-        assert result.outcome in ("updated", "overflow"), result
-        self.skipped.append(float(result.outcome == "overflow"))
+        assert result.outcome in ("updated", "overflow", "bad"), result
+        self.skipped.append({"updated": 0.0, "overflow": 1.0, "bad": 3.0 + result.bad_micro_batch}[result.outcome])
         self.losses.append(result.task_loss)
         self.balances.append(result.balance_loss)
         self.norms.append(result.grad_norm)
@@ -162,12 +165,29 @@ def micro_batch(step: int, micro: int, *, share: tuple[int, int] = (0, 1), causa
     }  # fmt: skip
 
 
+def spoil(model: Any, case: Case) -> None:
+    """Let the last micro-batch of the second step have a loss, or gradients, that is no number."""
+    calls = itertools.count()
+
+    def hook(_module: Any, _args: Any, outputs: Any) -> None:
+        if next(calls) == 2 * case.accumulation - 1:
+            if case.spoilt == "loss":
+                outputs.task_loss = outputs.task_loss * float("nan")
+                outputs.loss = outputs.loss * float("nan")
+            else:
+                outputs.task_loss.register_hook(lambda gradient: gradient * float("nan"))
+
+    model.register_forward_hook(hook)
+
+
 def run_reference(case: Case, folder: Path) -> None:
     """The same run in one process; nothing is done where it is there."""
     path = folder / case.reference
     if path.exists():
         return
     model, aim = make_model(case).to(case.device), objective(case)
+    if case.spoilt:
+        spoil(model, case)
     optimizer = build_optimizer(model, OptimizerOptions(lr=1e-3))
     course, gradients = Course(), {}
 
@@ -213,6 +233,8 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
             make_model(case), layout=layout, count_targets=aim.count_targets, autocast=precision.autocast,
             set_layers=partial(set_layers, case=case), counts_traffic=not case.compiled,
         )  # fmt: skip
+        if case.spoilt and layout.data.rank() == layout.data.size() - 1 and split.stages[-1].is_last:
+            spoil(split.stages[-1].model, case)
         optimizer = build_optimizer(split.stages, OptimizerOptions(lr=1e-3))
         course = Course()
         worst = {"first": 0.0, "last": 0.0}
@@ -232,12 +254,19 @@ def run_case(case: Case, folder: Path) -> dict[str, Any]:
             batches = [micro_batch(step, m, share=share, causal=_causal(case)) for m in range(case.accumulation)]
             course.add(stepper.take(batches, step=step))
     own = course.tensors()
-    found = {name: float((own[name] - reference[name]).abs().max()) for name in (*NUMBERS, "loads")}
+    found = {name: _apart(own[name], reference[name]) for name in (*NUMBERS, "loads")}
     found |= worst | {"values": _furthest(split, reference, "value") if case.dtype == "float64" else 0.0}
     found["graphs"] = float(torch._dynamo.utils.counters["stats"]["unique_graphs"]) if case.compiled else 0.0
     found["num_skipped"] = float(own["skipped"].sum())
     found |= course.measured | {"copies": float(own["loads"][0].sum())}
     return found | {"seconds": time.perf_counter() - started, "covered": _covered(split)}
+
+
+def _apart(own: Tensor, reference: Tensor) -> float:
+    """Largest difference; infinite where only one of them is a number."""
+    if not torch.equal(own.isnan(), reference.isnan()):
+        return float("inf")
+    return float((own - reference).nan_to_num().abs().max())
 
 
 def _furthest(split: SplitModel, reference: dict[str, Tensor], kind: str) -> float:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from sortyard.objectives.masked_lm import MaskedLMObjective
 from sortyard.parallel.options import ParallelOptions
+from sortyard.parallel.schedule import can_split_backward
 from sortyard.runs.folder import RunFolder
 from sortyard.runs.progress import Progress
 from sortyard.training.opening import open_session
@@ -31,7 +32,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {},
     "dp2": {"dp_shard": 2},
     "tp2": {"tp": 2},
-    "pp2-zbv": {"pp": 2, "schedule": "zbv_zero_bubble"},
+    "pp2-v": {"pp": 2, "schedule": "zbv_zero_bubble" if can_split_backward() else "interleaved_1f1b"},
     "ep2": {"ep": 2},
     "dp3": {"dp_shard": 3},
     "hsdp-tp": {"dp_replicate": 2, "tp": 2, "sequence_parallel": True},

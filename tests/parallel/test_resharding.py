@@ -8,14 +8,14 @@ from tests.parallel.resharding import LAYOUTS, run_pairs
 
 pytestmark = pytest.mark.dist
 
-FEW = ("one", "dp2", "tp2", "pp2-zbv", "ep2")
+FEW = ("one", "dp2", "tp2", "pp2-v", "ep2")
 
 
 def _check(found, names):
     assert set(found) == {f"{start} > {name}" for start, name in product(names, repeat=2)}
     for pair, report in found.items():
         assert report["loss"] < 1e-12, pair
-        assert report["weights"] < 1e-10, pair
+        assert report["weights"] < 1e-12, pair
 
 
 def test_a_run_goes_on_in_any_layout_of_up_to_two_processes(tmp_path):

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
+import sortyard.parallel.data  # noqa: F401 - which says how a router's result is taken apart
+from sortyard.ops.expert_dispatch import Routing
 from sortyard.parallel.stage import Shares, Stage
 
 
@@ -43,3 +46,10 @@ def test_stages_drop_different_units_and_the_first_those_of_one_process() -> Non
     assert drawn == [_drawn(index, seeds=(5, 900)) for index in range(3)]
     torch.manual_seed(5)
     assert drawn[0][0] == pytest.approx(float(torch.rand(())))
+
+
+def test_gradients_are_found_in_what_a_router_returns() -> None:
+    """FSDP2 of torch 2.11 looks through what pytrees take apart, and gathers no weights for others' backward passes."""
+    weights = torch.zeros(2, 1, requires_grad=True)
+    routing = Routing(torch.zeros(2, 1, dtype=torch.long), weights, torch.zeros(2, 3), torch.zeros(3), num_tokens=2)
+    assert any(leaf is weights for leaf in tree_leaves(routing))

@@ -213,8 +213,8 @@ def check_model(
         InputError: naming the option that does not fit.
     """
     config = model.config
-    check_schedule(options, config.num_hidden_layers, num_micro_batches=num_micro_batches)
     check_combination(options, context=config.context, router=config.router, checkpointing=checkpointing)
+    check_schedule(options, config.num_hidden_layers, num_micro_batches=num_micro_batches)
     blocks = model.base_model.encoder.layers
     if options.tp > 1:
         try:

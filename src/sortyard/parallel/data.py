@@ -3,12 +3,18 @@
 import warnings
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from sortyard.ops.expert_dispatch import Routing
 from sortyard.parallel.mesh import Layout
 from sortyard.parallel.stage import Stage
+
+# FSDP2 gathers a module's weights for the backward pass when gradients of what it returned arrive; torch 2.11 finds
+# tensors in a router's result only if it is told how to take it apart.
+torch.export.register_dataclass(Routing)
 
 
 def shard_stage(stage: Stage, layout: Layout) -> None:

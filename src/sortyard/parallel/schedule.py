@@ -24,7 +24,8 @@ def check_schedule(options: ParallelOptions, num_layers: int, *, num_micro_batch
         num_micro_batches: of a step.
 
     Raises:
-        InputError: there are fewer layers than stages, or micro-batches that the schedule cannot take.
+        InputError: there are fewer layers than stages, micro-batches that the schedule cannot take, or a torch that
+            cannot run it.
     """
     if options.pp == 1:
         return
@@ -40,6 +41,16 @@ def check_schedule(options: ParallelOptions, num_layers: int, *, num_micro_batch
             f"parallel: schedule {options.schedule} takes micro-batches in {rounds} rounds, which "
             f"loop.accumulation_steps {num_micro_batches} does not divide into; choose a multiple of pp {options.pp}"
         )
+    if "zero_bubble" in options.schedule and not can_split_backward():
+        raise InputError(
+            f"parallel.schedule {options.schedule} needs torch 2.13 or newer, and this is torch {torch.__version__}: "
+            "install a newer one, or choose 1f1b or interleaved_1f1b"
+        )
+
+
+def can_split_backward() -> bool:
+    """Whether this torch can take a backward pass in two, for its inputs and for its weights, through own functions."""
+    return bool(torch.__version__ >= (2, 13))
 
 
 class Pipeline:

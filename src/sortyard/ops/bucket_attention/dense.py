@@ -11,7 +11,9 @@ from torch import Tensor
 from sortyard.ops.bucket_attention.groups import Group, dense_pairs, gather_groups, make_groups, scatter_groups
 from sortyard.ops.segments import Segments
 
-_LEAST_LENGTH = 512  # of rows; in shorter ones taking sequences out costs more than their hidden pairs
+# Of rows that sequences are taken out of. In shorter ones that costs more than their hidden pairs do; on a GPU, where
+# each group is a dozen launches, still at 8,192 positions (benchmarks/results/device_packed_rows.json).
+_LEAST_LENGTH, _LEAST_LENGTH_ON_GPU = 512, 16_384
 
 
 def dense_attention(
@@ -62,6 +64,8 @@ def _pays_by_groups(segments: Segments) -> bool:
     if torch.compiler.is_compiling() or segments.length < _LEAST_LENGTH or not segments.lengths:
         return False
     on_cpu = segments.token_index.device.type == "cpu"
+    if not on_cpu and segments.length < _LEAST_LENGTH_ON_GPU:
+        return False
     return segments.batch_size * segments.length**2 >= 2 * dense_pairs(segments.lengths, on_cpu=on_cpu)
 
 
