@@ -6,8 +6,9 @@ the vocabulary's only for the 15 % of tokens that are predicted. Utilisation is 
 larger steps, the sparse model of equal active parameters (8 experts of 2,048, two a token; bucket attention), longer
 rows, and transformers' own BertForMaskedLM.
 
-Run on a machine with a GPU: python benchmarks/device_training.py [--out FILE] [--minutes 4] [--sides NAME ...]
+Run on a machine with a GPU: python benchmarks/device_training.py [--out FILE] [--minutes 6] [--sides NAME ...]
 (no network; what the file says of other sides stays, if it is of this kind of machine; each side names its commit)
+With --profile it says instead what the device does in a step of each side.
 Run anywhere, small and slow: python benchmarks/device_training.py --small --out FILE
 Writes benchmarks/results/device_training.json unless told otherwise.
 """
@@ -55,6 +56,7 @@ LENGTHS = (64, 128, 256, 512) if SMALL else (512, 4096, 16_384, 65_536)
 PREDICTED = 0.15
 WARMUP, REPETITIONS = (1, 2) if SMALL else (2, 6)
 FORWARD_AND_BACKWARD = 3
+KERNELS = 40  # that a profile names
 LEARNING_RATE = 1e-5
 Json = dict[str, Any]
 
@@ -127,11 +129,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0, help="begin nothing more after this time")
     names = [side.name for side in sides()]
     parser.add_argument("--sides", nargs="+", default=names, choices=names, metavar="NAME")
+    parser.add_argument("--profile", action="store_true", help="what the device's time goes into, after a warm-up")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "device_training.json")
     args = parser.parse_args()
     started = time.monotonic()
     found: Json = describe()
-    found["sides"] = kept_sides(args.out, found)
+    kind, measure_it = ("profiles", profile) if args.profile else ("sides", measure)
+    found |= kept_sides(args.out, found)
     code = {"commit": found["environment"]["commit"]}
     loaded = None
     for side in sides():
@@ -144,10 +148,10 @@ def main() -> None:
             print(f"left out, the time is over: {side.name}", flush=True)
             continue
         try:
-            record = measure(side)
+            record = measure_it(side)
         except Exception as error:  # a side may fail in any way, of memory too; the others go on
             record = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-        found["sides"][side.name] = asdict(side) | record | code
+        found[kind][side.name] = asdict(side) | record | code
         print(side.name, json.dumps(record), flush=True)
         save(args.out, found | {"ratios": ratios(found["sides"])})
     print_table(found["sides"])
@@ -159,9 +163,10 @@ def kept_sides(path: Path, found: Json) -> Json:
     environment = before.get("environment", {})
     same = all(environment.get(name) == found["environment"][name] for name in ("machine", "versions", "python"))
     if not same or before.get("shape") != found["shape"]:
-        return {}
+        return {"sides": {}, "profiles": {}}
     code = {"commit": environment["commit"]}
-    return {name: code | side for name, side in before["sides"].items()}
+    sides = {name: code | side for name, side in before["sides"].items()}
+    return {"sides": sides, "profiles": before.get("profiles", {})}
 
 
 def describe() -> Json:
@@ -248,6 +253,33 @@ def measure(side: Side) -> Json:
     if peak:
         record |= {"mfu": flops["own"] / median / peak, "mfu_dense": flops["dense"] / median / peak, "peak_flops": peak}
     return record | {"flops": flops}
+
+
+def profile(side: Side) -> Json:
+    """Milliseconds of a step, of the device in it, and of its kernels that take longest, with their calls."""
+    model, optimizer = load(side.model, side.length, side.compiled)
+    checkpoint_activations(model, side.mode, side.every)
+    step = make_step(model, optimizer, side)
+    for _ in range(WARMUP):
+        step()
+    synchronize()
+    began = time.perf_counter()
+    step()
+    synchronize()
+    seconds = time.perf_counter() - began
+    with torch.profiler.profile() as profiler:
+        step()
+        synchronize()
+    kernels: dict[str, list[float]] = {}
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            spent = kernels.setdefault(event.name[:100], [0.0, 0])
+            spent[0] += event.device_time_total / 1000
+            spent[1] += 1
+    longest = dict(sorted(kernels.items(), key=lambda item: -item[1][0])[:KERNELS])
+    return {
+        "step_ms": 1000 * seconds, "device_ms": sum(spent for spent, _ in kernels.values()), "kernels_ms": longest,
+    }  # fmt: skip
 
 
 @lru_cache(maxsize=1)

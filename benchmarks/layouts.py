@@ -22,12 +22,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from runs import ROOT, write_result
 
 sys.path.insert(0, str(ROOT))
 
 from tests.parallel.equality import Case, run_world
 
+from sortyard.parallel.schedule import can_split_backward
 from sortyard.runs.environment import describe_environment
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble")
@@ -107,6 +110,7 @@ def main() -> None:
     words.add_argument("--work", type=Path, default=ROOT / "runs" / "layouts")
     words.add_argument("--minutes", type=float, default=0.0, help="begin nothing more after this time; 0 = no limit")
     options = words.parse_args()
+    assert can_split_backward(), f"torch is {torch.__version__}; two of the schedules need 2.13"
     record = options.work / "measured.json"
     measured: Measured = json.loads(record.read_text()) if record.exists() else {}
     started = time.monotonic()

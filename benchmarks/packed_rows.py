@@ -3,7 +3,7 @@
 Lengths are log-normal around a mean; forward and backward, 12 heads of 64, float32 on a processor and bfloat16 on a
 GPU. The two sides alternate; times are medians, ratios those of the medians, with the smallest and largest of the
 rounds beside them.
-Rows below 512 positions, or where a mask hides less than half of the pairs, stay whole: there both sides are one.
+`are_taken_out` says which of the two a model takes.
 
 Run: python benchmarks/packed_rows.py [--rounds 9] [--threads 2] [--device cuda] [--out FILE]
 Writes benchmarks/results/packed_rows.json, on a GPU device_packed_rows.json, unless told otherwise.
@@ -21,7 +21,7 @@ from device_runs import begin_result, save
 from torch import Tensor
 
 from runs import ROOT
-from sortyard.ops import dense_attention, make_segments
+from sortyard.ops import make_segments
 from sortyard.ops.bucket_attention import dense
 from sortyard.ops.segments import Segments
 
@@ -62,7 +62,7 @@ def masked(q: Tensor, k: Tensor, v: Tensor, *, segments: Segments) -> Tensor:
 
 
 def taken_out(q: Tensor, k: Tensor, v: Tensor, *, segments: Segments) -> Tensor:
-    return dense_attention(q, k, v, segments=segments)
+    return dense._attend_groups(q, k, v, segments=segments, causal=False, dropout_p=0.0)
 
 
 def measure(case: tuple[int, int, int], *, rounds: int, device: str) -> dict[str, Any]:
@@ -108,9 +108,8 @@ def main() -> None:
         print(found[-1], flush=True)
     name = "packed_rows" if options.device == "cpu" else "device_packed_rows"
     device = "cpu" if options.device == "cpu" else f"cuda: {torch.cuda.get_device_name()}"
-    result = begin_result(
-        name, device=device, seed=SEED, what="seconds of dense attention over packed rows, whole and in parts", facts={}
-    )
+    what = "seconds of dense attention over packed rows, whole and in parts"
+    result = begin_result("packed_rows", device=device, seed=SEED, what=what, facts={})
     save(options.out or ROOT / "benchmarks" / "results" / f"{name}.json", result | {"cases": found})
 
 

@@ -126,6 +126,8 @@ def check_losses(run: Path, alone: Path) -> None:
 def kill_often(folder: Path, layout: Mapping[str, int], *, kills: int, seed: int) -> Tally:
     """Kill one process after another of a run that starts again, half of them during a save, beside a run left alone.
 
+    Damaged checkpoints are not looked for: one that was lost to damage counts as lost.
+
     Args:
         folder: where both work.
         layout: sizes of its dims.
@@ -158,6 +160,18 @@ def kill_often(folder: Path, layout: Mapping[str, int], *, kills: int, seed: int
     done = [record["step"] for record in found]
     tally.steps_lost = len(set(range(1, steps + 1)) - set(done))
     tally.steps_repeated = len(done) - len(set(done))
+    tally.checkpoints_lost = _checkpoints_lost(run)
     tally.records_differing = sum(one != other for one, other in zip(found, wanted, strict=False))
     tally.weights_differing = int(digest(run) != digest(whole))
     return tally
+
+
+def _checkpoints_lost(run: Path) -> int:
+    """How often a run went on from before a checkpoint that was finished."""
+    newest = lost = 0
+    for event in RunFolder(run).read_events():
+        if event["event"] == "checkpoint":
+            newest = max(newest, event["step"])
+        elif event["event"] == "resume":
+            lost += event["step"] < newest
+    return lost

@@ -47,7 +47,7 @@ def check_equal(run: Path, whole: Path) -> None:
     assert digest(run) == digest(whole)
 
 
-@pytest.mark.parametrize("layout", [{"dp_shard": 2}, {"dp_shard": 2, "tp": 2}])
+@pytest.mark.parametrize("layout", [{"dp_shard": 2}, {"dp_shard": 2, "tp": 2}], ids=["dp2", "dp2-tp2"])
 def test_random_kills_change_no_bit(tmp_path: Path, layout: dict[str, int]) -> None:
     found = kill_often(tmp_path, layout, kills=NUM_KILLS, seed=0)
     assert found.harm() == dict.fromkeys(found.harm(), 0)

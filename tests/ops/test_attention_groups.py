@@ -1,5 +1,6 @@
 """Groups of sequences: out of a packed batch and back into it, values and gradients, and once for all layers."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sortyard.ops import BucketSpec, bucket_attention, dense_attention, make_segments
+from sortyard.ops.bucket_attention import dense
 from sortyard.ops.bucket_attention.dense import visible_pairs
 from sortyard.ops.bucket_attention.groups import gather_groups, make_groups, scatter_groups
 from sortyard.ops.segments import Segments
@@ -117,6 +119,14 @@ def test_dense_attention_leaves_rows_whole_where_that_is_cheaper(monkeypatch: py
     dense_attention(*x, segments=short)
     assert not whole.kept
     assert not short.kept
+
+
+@pytest.mark.parametrize(("rows", "pays"), [(1, False), (2, True)])
+def test_on_a_gpu_sequences_are_taken_out_of_large_batches_only(rows: int, pays: bool) -> None:
+    segments = make_segments(rows, 8192, cu_seqlens=torch.arange(0, rows * 8192 + 1, 128), device="cpu")
+    assert dense._pays_by_groups(segments)
+    there = replace(segments, token_index=torch.empty_like(segments.token_index, device="meta"))  # for a GPU
+    assert dense._pays_by_groups(there) == pays
 
 
 class _Asked(TorchDispatchMode):

@@ -10,14 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from sortyard.errors import InputError
 from sortyard.objectives.masked_lm import MaskedLMObjective
 from sortyard.parallel.options import ParallelOptions
 from sortyard.parallel.schedule import can_split_backward
@@ -25,6 +28,7 @@ from sortyard.runs.folder import RunFolder
 from sortyard.runs.progress import Progress
 from sortyard.training.opening import open_session
 from sortyard.training.options import LoopOptions, OptimizerOptions
+from sortyard.training.session import Session
 from tests.parallel.equality import ROOT, Case, make_model, micro_batch, run_reference
 
 HALF, STEPS, ACCUMULATION = 2, 4, 2
@@ -45,37 +49,83 @@ def size_of(name: str) -> int:
     return prod(value for value in LAYOUTS[name].values() if type(value) is int)
 
 
-def go_on(name: str, folder: Path, *, start: str | None, until: int) -> list[float]:
-    """Train in a layout to a step, from nothing or from a checkpoint of another layout; returns the losses."""
-    run = RunFolder(folder / (name if start is None else start))
+@dataclass
+class Leg:
+    """What a part of a run in one layout came to; the whole model's are known to the first process only.
+
+    Args:
+        losses: of its steps.
+        weights: how far the last weights are from those of a run that never stopped.
+        differing: tensors of the whole model, as it was saved, that are not the same to the bit after loading.
+    """
+
+    losses: list[float]
+    weights: float = 0.0
+    differing: int = 0
+
+
+def open_(name: str, run: RunFolder, case: Case = CASE) -> Session:
     loop = LoopOptions(steps=STEPS, micro_batch_size=8, accumulation_steps=ACCUMULATION, device="cpu")
-    objective = MaskedLMObjective()
-    session = open_session(
-        make_model(CASE), objective=objective, loop=loop, optimizer=OptimizerOptions(lr=1e-3), run=run,
+    return open_session(
+        make_model(case), objective=MaskedLMObjective(), loop=loop, optimizer=OptimizerOptions(lr=1e-3), run=run,
         display=Progress(), parallel=ParallelOptions(**LAYOUTS[name]),
     )  # fmt: skip
+
+
+def whole(session: Session) -> dict[str, Tensor]:
+    """The whole model as the first process has it, for a file."""
+    session.gather_whole()
+    return {name: tensor.clone() for name, tensor in session.model.state_dict().items()}
+
+
+def go_on(name: str, folder: Path, *, start: str | None, until: int) -> Leg:
+    """Train in a layout to a step, from nothing or from a checkpoint of another layout."""
+    run = RunFolder(folder / (name if start is None else start))
+    session, is_first = open_(name, run), not dist.is_initialized() or dist.get_rank() == 0
     assert session.restore(run) == (start is not None)
-    stepper = session.stepper(objective=objective, max_grad_norm=loop.max_grad_norm, lr=lambda step: 1e-3, seed=3)
-    losses = []
+    leg, kept = Leg([]), run.path / "whole.safetensors"
+    if start is not None:
+        found = whole(session)
+        if is_first:
+            saved = load_file(kept)
+            leg.differing = sum(not torch.equal(found[each], saved[each]) for each in found.keys() | saved.keys())
+    objective, max_grad_norm = MaskedLMObjective(), LoopOptions(steps=1).max_grad_norm
+    stepper = session.stepper(objective=objective, max_grad_norm=max_grad_norm, lr=lambda step: 1e-3, seed=3)
     while session.state.step < until:
         step = session.state.step
         result = stepper.take([micro_batch(step, m, share=session.share) for m in range(ACCUMULATION)], step=step)
         session.state.advance(result, seconds=0.0)
-        losses.append(result.task_loss)
+        leg.losses.append(result.task_loss)
     if start is None:
         session.save(run)
-    session.gather_whole()
-    reference = load_file(folder / CASE.reference)
-    if until == STEPS and (not dist.is_initialized() or dist.get_rank() == 0):
-        for parameter_name, parameter in session.model.named_parameters():
-            wanted = reference[f"value/{parameter_name}"]
-            if reference[f"first/{parameter_name}"].abs().max() > 1e-9:  # a key's bias gets rounding only
-                losses.append(1 + float((parameter - wanted).abs().max()))
-    return losses
+    values = whole(session)
+    if start is None and is_first:
+        save_file(values, kept)
+    elif is_first:
+        reference = load_file(folder / CASE.reference)
+        for parameter, _ in session.model.named_parameters():
+            if reference[f"first/{parameter}"].abs().max() > 1e-9:  # a key's bias gets rounding only
+                apart = float((values[parameter] - reference[f"value/{parameter}"]).abs().max())
+                leg.weights = max(leg.weights, apart)
+    return leg
+
+
+def refusal(name: str, folder: Path, *, start: str) -> str:
+    """What is said of a checkpoint that is another model's."""
+    run = RunFolder(folder / start)
+    try:
+        open_(name, run, replace(CASE, model="biased")).restore(run)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def run_pairs(names: Sequence[str], folder: Path, *, timeout: float = 1200) -> dict[str, dict[str, float]]:
-    """For every ordered pair "saved in > resumed in": how far losses and weights are from a run that never stopped."""
+    """For every ordered pair "saved in > resumed in": how far losses and weights are from a run that never stopped.
+
+    Beside it, how many tensors of the whole model are not what was saved, to the bit. A checkpoint of another model is
+    refused in every layout, or this fails.
+    """
     torch.set_num_threads(1)
     run_reference(CASE, folder)
     (folder / "names.json").write_text(json.dumps(list(names)))
@@ -126,10 +176,11 @@ def main(folder: Path, rank: int, size: int, phase: str) -> None:
     pairs = {}
     for name in mine:
         for start in names:
-            values = go_on(name, folder, start=start, until=STEPS)
-            losses, weights = values[: STEPS - HALF], [value - 1 for value in values[STEPS - HALF :]]
-            loss = max(abs(a - b) for a, b in zip(losses, truth[HALF:], strict=True))
-            pairs[f"{start} > {name}"] = {"loss": loss, "weights": max(weights, default=0.0)}
+            leg = go_on(name, folder, start=start, until=STEPS)
+            loss = max(abs(a - b) for a, b in zip(leg.losses, truth[HALF:], strict=True))
+            pairs[f"{start} > {name}"] = {"loss": loss, "weights": leg.weights, "differing": leg.differing}
+        refusals = [refusal(name, folder, start=start) for start in names[:1]]
+        assert all("does not fit the model" in said for said in refusals), refusals
     if rank == 0:
         (folder / f"pairs-{size}.json").write_text(json.dumps(pairs))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sortyard.parallel.schedule import can_split_backward
-from tests.faults.elastic import check_losses, digest, events, steps_done, write_inputs
+from tests.faults.elastic import check_losses, events, steps_done, write_inputs
 from tests.faults.elastic_target import launch, statuses
 from tests.faults.killing import _wait_until
 from tests.parallel.equality import Case, run_world
@@ -51,7 +51,7 @@ ROUGH = [
 def check(report: dict[str, Any]) -> None:
     assert max(report[name] for name in ("losses", "balances", "norms")) < LOSS, report
     assert max(report[name] for name in ("first", "last", "values")) < GRADIENT, report
-    assert report["loads"] == 0
+    assert report["loads"] == report["num_skipped"] == 0
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,6 @@ def test_runs_are_stopped_reshaped_and_resumed(tmp_path: Path) -> None:
     assert statuses(processes) == [143], log(tmp_path)
     assert statuses(launch(tmp_path, ["resume", "stopped", *QUIET], size=1)) == [0], log(tmp_path)
     check_losses(tmp_path / "stopped", tmp_path / "alone")
-    print("bit-equal:", digest(tmp_path / "stopped") == digest(tmp_path / "alone"))
 
     run = tmp_path / "changing"
     words = [*words, "parallel.dp_shard=2", "--out", "changing", *QUIET]

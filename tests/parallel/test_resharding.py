@@ -16,6 +16,7 @@ def _check(found, names):
     for pair, report in found.items():
         assert report["loss"] < 1e-12, pair
         assert report["weights"] < 1e-12, pair
+        assert report["differing"] == 0, pair
 
 
 def test_a_run_goes_on_in_any_layout_of_up_to_two_processes(tmp_path):

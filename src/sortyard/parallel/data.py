@@ -12,8 +12,8 @@ from sortyard.ops.expert_dispatch import Routing
 from sortyard.parallel.mesh import Layout
 from sortyard.parallel.stage import Stage
 
-# FSDP2 gathers a module's weights for the backward pass when gradients of what it returned arrive; torch 2.11 finds
-# tensors in a router's result only if it is told how to take it apart.
+# FSDP2 gathers a module's weights for the backward pass when gradients of what it returned arrive; below torch 2.13 it
+# finds tensors in a router's result only if torch is told how to take it apart.
 torch.export.register_dataclass(Routing)
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from sortyard.ops.bucket_attention.groups import Group, dense_pairs, gather_groups, make_groups, scatter_groups
 from sortyard.ops.segments import Segments
 
-# Of rows that sequences are taken out of. In shorter ones that costs more than their hidden pairs do; on a GPU, where
-# each group is a dozen launches, still at 8,192 positions (benchmarks/results/device_packed_rows.json).
-_LEAST_LENGTH, _LEAST_LENGTH_ON_GPU = 512, 16_384
+# Positions of rows that sequences are taken out of; in shorter ones that costs more than their hidden pairs. On a GPU,
+# where each group is a dozen launches, it does for a whole batch of 67 million pairs (device_packed_rows.json).
+_LEAST_LENGTH, _LEAST_PAIRS_ON_GPU = 512, 100_000_000
 
 
 def dense_attention(
@@ -46,13 +46,25 @@ def dense_attention(
     if window is not None and window < 0:
         raise ValueError(f"window is {window}; it must be at least 0, or be left out")
     if window is None and _pays_by_groups(segments):
-        groups = make_groups(segments, None, causal=causal, global_tokens=None)
-        outputs = [
-            (group, attend_group(*taken, group=group, causal=causal, dropout_p=dropout_p))
-            for group, *taken in zip(groups, *(gather_groups(x, groups) for x in (q, k, v)), strict=True)
-        ]
-        return scatter_groups(outputs, like=q)
+        return _attend_groups(q, k, v, segments=segments, causal=causal, dropout_p=dropout_p)
     return _attend(q, k, v, segments=segments, causal=causal, window=window, dropout_p=dropout_p)
+
+
+def _attend_groups(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T K"],
+    *,
+    segments: Segments,
+    causal: bool,
+    dropout_p: float,
+) -> Float[Tensor, "B H T K"]:
+    groups = make_groups(segments, None, causal=causal, global_tokens=None)
+    outputs = [
+        (group, attend_group(*taken, group=group, causal=causal, dropout_p=dropout_p))
+        for group, *taken in zip(groups, *(gather_groups(x, groups) for x in (q, k, v)), strict=True)
+    ]
+    return scatter_groups(outputs, like=q)
 
 
 def _pays_by_groups(segments: Segments) -> bool:
@@ -64,9 +76,10 @@ def _pays_by_groups(segments: Segments) -> bool:
     if torch.compiler.is_compiling() or segments.length < _LEAST_LENGTH or not segments.lengths:
         return False
     on_cpu = segments.token_index.device.type == "cpu"
-    if not on_cpu and segments.length < _LEAST_LENGTH_ON_GPU:
+    pairs = segments.batch_size * segments.length**2
+    if not on_cpu and pairs < _LEAST_PAIRS_ON_GPU:
         return False
-    return segments.batch_size * segments.length**2 >= 2 * dense_pairs(segments.lengths, on_cpu=on_cpu)
+    return pairs >= 2 * dense_pairs(segments.lengths, on_cpu=on_cpu)
 
 
 def attend_group(

@@ -61,8 +61,7 @@ def triton_tree_attention(
 ) -> Float[Tensor, "S H n K"]:
     """Bucket attention of a group of sequences by their trees; places at pads are zero.
 
-    The plain torch path answers with dropout, as the kernels drop nothing, and on a GPU to float64, of which Triton 3.6
-    cannot compile them.
+    With dropout the plain torch path answers: the kernels drop nothing.
 
     Args:
         q: Queries.
@@ -76,7 +75,7 @@ def triton_tree_attention(
     Returns:
         One output a query.
     """
-    if dropout_p > 0 or (q.dtype == torch.float64 and is_compiled(q.device)):
+    if dropout_p > 0:
         from sortyard.ops.bucket_attention.tree import tree_attention
 
         return tree_attention(q, k, v, spec, group=group, causal=causal, dropout_p=dropout_p)

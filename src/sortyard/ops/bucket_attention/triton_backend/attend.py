@@ -18,7 +18,7 @@ from sortyard.ops.bucket_attention.triton_backend.problem import Problem, make_p
 from sortyard.ops.bucket_attention.triton_backend.row_kernels import INTERPRETED
 from sortyard.ops.bucket_attention.triton_backend.tree import BLOCKING, Sorted, descend, sort_keys, sum_tree
 
-_MOST_ROWS = 64
+_MOST_BYTES = 128  # of a column of a tile of queries
 
 
 def tree_attention(
@@ -91,8 +91,8 @@ def _sizes(problem: Problem) -> tuple[int, ...]:
 
 
 def _rows(problem: Problem) -> int:
-    """Queries of a tile; fewer where products take float32, whose operands fill twice the registers."""
-    most = _MOST_ROWS if problem.dtype.itemsize == 2 else _MOST_ROWS // 2
+    """Queries of a tile; fewer where the operands of products fill more registers."""
+    most = _MOST_BYTES // problem.dtype.itemsize
     return int(min(most, max(16, triton.next_power_of_2(problem.spec.query_chunk))))
 
 
@@ -167,12 +167,15 @@ def _tuned(kernel: Any, configs: list[tuple[int, int, int | None]], written: lis
 
 
 def _left(configs: list[triton.Config], named: dict[str, Any], **constants: Any) -> list[triton.Config]:
-    """Configurations to choose from: one where a GPU was asked and always chose it, so that none is compiled in vain.
+    """Configurations to choose from, without those that would be compiled in vain.
 
-    An H100 took the fewer registers for both kernels at 16,384, 65,536 and 131,072 keys of width 64 in bfloat16.
+    An H100 took the fewer registers for both kernels, bidirectional, at 16,384, 65,536 and 131,072 keys of width 64 in
+    bfloat16. In float64 Triton 3.6 compiles one only, and that for tiles of 16 queries; 3.9 would take all.
     """
-    of_16_bits = (named | constants)["DOT"] in (tl.bfloat16, tl.float16)
-    if of_16_bits and (named | constants)["KP"] == 64:
+    given = named | constants
+    if given["DOT"] == tl.float64:
+        return [config for config in configs if config.num_warps == 8 and config.kwargs["COLUMNS"] == 32]
+    if given["DOT"] == tl.bfloat16 and given["KP"] == 64 and not given["CAUSAL"]:
         return [config for config in configs if config.maxnreg is not None]
     return configs
 
