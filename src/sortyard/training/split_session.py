@@ -1,6 +1,6 @@
 """The session of a run that several processes share: each saves and loads its part of every tensor."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sortyard.errors import InputError
 from sortyard.parallel.apply import Held, SplitModel, local
 from sortyard.parallel.peers import Group, told_of_losses
 from sortyard.training.checkpoint import Checkpoint, Kind
@@ -16,7 +15,7 @@ from sortyard.training.pieces import Piece
 from sortyard.training.session import Session
 from sortyard.training.split_step import SplitStepper
 from sortyard.training.step import Stepper
-from sortyard.training.weights import load_model_tensors
+from sortyard.training.weights import check_fits, load_model_tensors
 
 
 @dataclass(kw_only=True)
@@ -110,19 +109,10 @@ class SplitSession(Session):
                     _fill(each, checkpoint, "optimizer", f"{quantity}/{each.name}", state[quantity])
 
     def _check_names(self, checkpoint: Checkpoint, held: Iterable[Held]) -> None:
-        mine = {each.name: list(each.placement.whole) for each in held}
-        everyones = self.talk.gather(mine)
-        differing = None
-        if everyones is not None:
-            wanted: Mapping[str, list[int]] = {name: shape for each in everyones for name, shape in each.items()}
-            there = {name: list(checkpoint.shape("model", name)) for name in checkpoint.names("model")}
-            differing = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
-        differing = self.talk.share(differing)
-        if differing:
-            raise InputError(
-                f"the checkpoint does not fit the model: {len(differing)} tensors differ, the first is "
-                f"{differing[0]}; resume with the recipe that the run was started with"
-            )
+        everyones = self.talk.gather({each.name: list(each.placement.whole) for each in held})
+        wanted = None if everyones is None else {name: shape for each in everyones for name, shape in each.items()}
+        there = {name: list(checkpoint.shape("model", name)) for name in checkpoint.names("model")}
+        check_fits(self.talk.share(wanted), there)
 
     def _take_best(self, checkpoint: Checkpoint) -> None:
         if self.talk.rank == 0:

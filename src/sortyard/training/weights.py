@@ -25,18 +25,28 @@ def load_model_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         InputError: names, shapes or types differ.
     """
     own = _named_tensors(model)
-    differing = sorted(
-        name for name in own.keys() | tensors.keys() if name not in own or name not in tensors
-        or own[name].shape != tensors[name].shape or own[name].dtype != tensors[name].dtype
-    )  # fmt: skip
+    check_fits(*({name: (tensor.shape, tensor.dtype) for name, tensor in each.items()} for each in (own, tensors)))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def check_fits(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another model.
+
+    Args:
+        wanted: what the model's tensors are like, by name.
+        there: likewise the checkpoint's.
+
+    Raises:
+        InputError: they differ.
+    """
+    differing = sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
     if differing:
         raise InputError(
             f"the checkpoint does not fit the model: {len(differing)} tensors differ, the first is {differing[0]}; "
             "resume with the recipe that the run was started with"
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
