@@ -38,6 +38,10 @@ def shard_stage(stage: Stage, layout: Layout) -> None:
             fully_shard(block.ffn, mesh=experts, reshard_after_forward=not keep)
         fully_shard(block, mesh=dense, reshard_after_forward=not keep)
     fully_shard(stage, mesh=dense, reshard_after_forward=False)
+    # FSDP2 brings tensors to the GPU; a micro-batch's number would have to come back from there.
+    stage.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, kwargs | {"micro": int(kwargs["micro"])}), prepend=True, with_kwargs=True
+    )
     for module in stage.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

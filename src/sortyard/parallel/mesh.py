@@ -58,6 +58,11 @@ class Layout:
         if options.dp_replicate > 1:
             grid = (options.pp, options.dp_replicate * fsdp, options.tp)
             data = init_device_mesh(device.type, grid, mesh_dim_names=("pp", "dp", "tp")).get_group("dp")
+        # NCCL connects a group in its first exchange, which two alone must not begin: torch's pipelines would between
+        # neighbours, and we between their ends, which swap gradients.
+        for group in [*dense.get_all_groups(), *experts.get_all_groups(), data]:
+            if group.size() > 1:
+                dist.all_reduce(torch.zeros(1, device=device), group=group)
         return cls(options, device, dense, experts, data)
 
     def group(self, dim: str) -> Group:

@@ -105,7 +105,8 @@ def told_of_losses(words: Sequence[str] = OF_CONNECTIONS) -> Iterator[None]:
         yield
     except RuntimeError as error:
         is_of_connections = isinstance(error, dist.DistError) or any(word in str(error) for word in words)
-        if isinstance(error, LostProcessError) or not is_of_connections:
+        is_of_set_up = "NCCL error in" in str(error) and "ncclRemoteError" not in str(error)
+        if isinstance(error, LostProcessError) or not is_of_connections or is_of_set_up:
             raise
         raise LostProcessError(
             f"another process of this run is gone or does not answer ({first_line(error).partition('. ')[0]}): end the "

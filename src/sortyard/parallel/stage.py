@@ -89,7 +89,7 @@ class Stage(nn.Module):
         """Take a step's micro-batches, this process's rows of them, on its device."""
         self.batches, self.shares, self.reports = batches, shares, {}
 
-    def forward(self, *received: Tensor, micro: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, *received: Tensor, micro: Tensor | int) -> Tensor | tuple[Tensor, Tensor]:
         """Run one micro-batch.
 
         Args:
