@@ -46,4 +46,7 @@ def test_kernels_compile_for_an_h100(
     names = [kernel["kernel"] for kernel in compiled]
     assert expected <= set(names)
     assert names.count("attend_forward") == ways
-    assert max(kernel["shared_bytes"] for kernel in compiled) <= SHARED_BYTES
+    for name in set(names):
+        sizes = [kernel["shared_bytes"] for kernel in compiled if kernel["kernel"] == name]
+        # A GPU passes over configurations of experts that are too large for it; attention has none.
+        assert (min if kind == "experts" else max)(sizes) <= SHARED_BYTES, name
