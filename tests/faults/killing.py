@@ -21,7 +21,6 @@ PATIENCE_SECONDS = 180
 TIMES = (
     "tokens_per_second", "tokens_per_second_per_process", "flops_per_second", "mfu", "mfu_dense", "bubble_share",
     "memory_bytes", "seconds",
-    "all_reduce_bytes",  # of the first step after a start, by whose targets it goes
 )  # fmt: skip
 
 
