@@ -1,6 +1,6 @@
 """Processes of a run as torchrun would start them, quickly: forked from one that has imported everything.
 
-Each can be made to note the samples that it reads, or to hang while it reads the rows of a step.
+Each can be made to note the samples that it reads, or to hang while it reads the rows of a step or evaluates.
 """
 
 import json
@@ -21,7 +21,13 @@ _context.set_forkserver_preload(
 
 
 def launch(
-    folder: Path, words: Sequence[str], *, size: int, hang: tuple[int, int] | None = None, **environment: str
+    folder: Path,
+    words: Sequence[str],
+    *,
+    size: int,
+    hang: tuple[int, int] | None = None,
+    hangs_in_evaluation: bool = False,
+    **environment: str,
 ) -> list[BaseProcess]:
     """Start the processes of a run; 1 is a plain one.
 
@@ -30,6 +36,7 @@ def launch(
         words: of the command line.
         size: how many.
         hang: (rank, step) of the process that hangs while it reads that step's rows, counted from 0.
+        hangs_in_evaluation: whether the first process hangs after the first batch of an evaluation.
         environment: further variables; with SHARE_GPU they meet on one GPU.
     """
     with socket.socket() as probe:
@@ -41,7 +48,7 @@ def launch(
         if size > 1:
             own |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
         hangs_at = hang[1] if hang is not None and hang[0] == rank else -1
-        process: Any = _context.Process(target=_run, args=(str(folder), list(words), rank, own, hangs_at))
+        process: Any = _context.Process(target=_run, args=(str(folder), list(words), rank, own, hangs_at, hangs_in_evaluation))
         process.start()
         processes.append(process)
     return processes
@@ -68,7 +75,7 @@ def read_samples(folder: Path) -> dict[int, list[tuple[int, int]]]:
     return found
 
 
-def _run(folder: str, words: list[str], rank: int, environment: dict[str, str], hangs_at: int) -> None:
+def _run(folder: str, words: list[str], rank: int, environment: dict[str, str], hangs_at: int, hangs_in_evaluation: bool) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     log = os.open(f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -84,6 +91,8 @@ def _run(folder: str, words: list[str], rank: int, environment: dict[str, str], 
 
         share_gpu()
     _note_samples(rank, hangs_at)
+    if hangs_in_evaluation:
+        _hang_after_a_batch()
     sys.exit(main(words))
 
 
@@ -108,3 +117,15 @@ def _note_samples(rank: int, hangs_at: int) -> None:
         return found
 
     batches.collate_rows, batches._PackedSource.step = collate_rows, step  # type: ignore[assignment, method-assign]
+
+
+def _hang_after_a_batch() -> None:
+    from sortyard.evaluation import perplexity
+
+    sums = perplexity._batch_sums
+
+    def batch_sums(*args: Any, **settings: Any) -> Any:
+        sums(*args, **settings)
+        time.sleep(600)
+
+    perplexity._batch_sums = batch_sums

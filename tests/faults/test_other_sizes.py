@@ -64,6 +64,20 @@ def test_a_process_that_hangs_while_it_reads_is_named(yard: Path) -> None:
     assert (hung in said[1]) != ("is still reading" in said[0])
 
 
+@pytest.mark.dist
+def test_a_process_that_hangs_while_it_evaluates_is_named(yard: Path) -> None:
+    settings = ["parallel.dp_shard=2", "parallel.timeout_seconds=8", "pretrain.data.validation_fraction=0.1"]
+    words = ["pretrain", "tiny.yaml", *settings, "pretrain.loop.eval_every=3", "--out", "evaluating", *QUIET]
+    processes = launch(yard, words, size=2, hangs_in_evaluation=True)
+    _wait_until(lambda: steps_done(yard / "evaluating") >= 2, processes)
+    begun = time.monotonic()
+    assert statuses(processes) == [1, 1]
+    assert time.monotonic() - begun < 8 + 5 + 5
+    said = (yard / "log-0.txt").read_text()
+    assert "process 0 of 2 has been evaluating after step 3 for" in said
+    assert "it waits for no other process there" in said
+
+
 @pytest.mark.slow
 @pytest.mark.dist
 def test_eight_processes_then_six_then_eight(yard: Path) -> None:

@@ -47,12 +47,16 @@ class SplitSession(Session):
         return float(values[0]), int(values[1]), int(values[2])
 
     def measure(self, evaluate: Callable[[Any], dict[str, float]]) -> dict[str, float]:
-        """Evaluate the whole model on the first process, while the others wait."""
+        """Evaluate the whole model on the first process, while the others wait; each batch of it has the time-out."""
         self.gather_whole()
         metrics = None
         if self.talk.rank == 0:
             self.model.to(self.precision.device)
+            what = f"evaluating after step {self.state.step}"
+            batches = self.model.register_forward_pre_hook(lambda *_: self.watch.beat(what, alone=True))
             metrics = super().measure(evaluate)
+            batches.remove()
+            self.watch.beat(f"recording or saving after step {self.state.step}", limited=False)
             self.model.to("cpu")
         shared: dict[str, float] = self.talk.share(metrics)
         return shared
