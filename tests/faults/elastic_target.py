@@ -48,7 +48,9 @@ def launch(
         if size > 1:
             own |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
         hangs_at = hang[1] if hang is not None and hang[0] == rank else -1
-        process: Any = _context.Process(target=_run, args=(str(folder), list(words), rank, own, hangs_at, hangs_in_evaluation))
+        process: Any = _context.Process(
+            target=_run, args=(str(folder), list(words), rank, own, hangs_at, hangs_in_evaluation)
+        )
         process.start()
         processes.append(process)
     return processes
@@ -75,7 +77,9 @@ def read_samples(folder: Path) -> dict[int, list[tuple[int, int]]]:
     return found
 
 
-def _run(folder: str, words: list[str], rank: int, environment: dict[str, str], hangs_at: int, hangs_in_evaluation: bool) -> None:
+def _run(
+    folder: str, words: list[str], rank: int, environment: dict[str, str], hangs_at: int, hangs_in_evaluation: bool
+) -> None:
     os.chdir(folder)
     os.environ.update(environment)
     log = os.open(f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

@@ -242,3 +242,14 @@ def test_following_brings_a_sparse_model_nearer_to_its_dense_self():
         optimizer.step()
         optimizer.zero_grad()
     assert error() < 0.8 * before
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["following", "both"])
+def test_models_whose_configuration_asks_for_tuples_are_followed(both):
+    model, batch, losses = make_model(), make_batch(LENGTH, 31), []
+    for return_dict in (True, False):
+        model.config.return_dict = return_dict
+        objective = objective_of(model)
+        objective = DistilledMaskedLMObjective(objective) if both else objective
+        losses.append(objective.compute(model, batch, num_targets=objective.count_targets(batch)).total)
+    assert torch.equal(*losses)

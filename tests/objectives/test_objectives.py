@@ -18,8 +18,9 @@ ROWS = torch.tensor([[7, -100, 3], [-100, 2, -100]])
         (CausalLMObjective(), ROWS, 2),
         (ClassificationObjective(), torch.tensor([1, -100, 0]), 2),
         (ClassificationObjective(), torch.tensor([1.0, -100.0, 0.5]), 3),
+        (ClassificationObjective(), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]), 6),
     ],
-    ids=["masked", "causal: the first position predicts nothing", "classes", "real numbers"],
+    ids=["masked", "causal: the first position predicts nothing", "classes", "real numbers", "several a sample"],
 )
 def test_counts_targets(objective, labels, count):
     assert objective.count_targets({"labels": labels}) == count
@@ -49,7 +50,11 @@ def test_model_without_experts_has_no_balance():
 
 @pytest.mark.parametrize(
     ("kind", "labels"),
-    [("single_label_classification", torch.tensor([1, -100, 0])), ("regression", torch.tensor([1.0, 0.5, 2.0]))],
+    [
+        ("single_label_classification", torch.tensor([1, -100, 0])),
+        ("regression", torch.tensor([1.0, 0.5, 2.0])),
+        ("multi_label_classification", torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])),
+    ],
 )
 def test_micro_batches_of_a_foreign_model_add_up_to_the_steps_mean(kind, labels):
     class Foreign(torch.nn.Linear):
@@ -66,9 +71,9 @@ def test_micro_batches_of_a_foreign_model_add_up_to_the_steps_mean(kind, labels)
         for i in range(3)
     ]
     logits = model(rows).logits
-    whole = (
-        torch.nn.functional.mse_loss(logits.flatten(), labels)
-        if kind == "regression"
-        else torch.nn.functional.cross_entropy(logits, labels)
-    )
-    torch.testing.assert_close(sum(part.total for part in parts), whole)
+    whole = {
+        "single_label_classification": torch.nn.functional.cross_entropy,
+        "regression": lambda found, wanted: torch.nn.functional.mse_loss(found.flatten(), wanted),
+        "multi_label_classification": torch.nn.functional.binary_cross_entropy_with_logits,
+    }[kind]
+    torch.testing.assert_close(sum(part.total for part in parts), whole(logits, labels))

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from sortyard.model.attention.options import AttentionOptions
@@ -47,6 +48,16 @@ def test_segments_of_packed_rows() -> None:
 def test_bad_boundaries_are_refused(boundaries: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_segments(2, 5, cu_seqlens=torch.tensor(boundaries), device="cpu")
+
+
+def test_segments_on_another_device_are_made_once() -> None:
+    segments = make_segments(2, 5, cu_seqlens=torch.tensor([0, 2, 5, 5, 8]), device="cpu")
+    assert segments.to("cpu") is segments
+    moved = send_to_device({"segments": segments}, "meta")["segments"]  # accelerate's, between layers
+    assert moved is segments.to("meta", non_blocking=True)
+    assert all(x.is_meta for x in (moved.counts, moved.token_index, moved.ids, moved.positions))
+    assert moved.lengths == segments.lengths
+    assert moved.kept == {}
 
 
 def test_bad_mask_shape_is_refused() -> None:

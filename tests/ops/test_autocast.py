@@ -64,3 +64,18 @@ def test_weights(name: str) -> None:
     segments = make_segments(2, 150, device="cpu")
     assert_autocast_changes_nothing(lambda: bucket_weights(q, k, SPECS[name], segments=segments))
     assert_autocast_changes_nothing(lambda: dense_weights(q, k, segments=segments))
+
+
+@pytest.mark.parametrize(("name", "dropout_p"), [("tree", 0.0), *((name, p) for name in HASHES for p in (0.0, 0.3))])
+def test_gradients(name: str, dropout_p: float) -> None:
+    def differentiate(*, is_within: bool) -> Tensor:
+        leaves = [x.requires_grad_() for x in draw()]
+        torch.manual_seed(0)  # of dropped weights
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = bucket_attention(*leaves, SPECS[name], backend="cpu", dropout_p=dropout_p)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_within):
+            gradients = torch.autograd.grad(out, leaves, out.detach())
+        return torch.stack([out.detach(), *gradients])
+
+    with torch.random.fork_rng(devices=[]):
+        assert torch.equal(differentiate(is_within=True), differentiate(is_within=False))

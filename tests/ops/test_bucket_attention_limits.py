@@ -16,6 +16,10 @@ from sortyard.ops import (
     relation_sparsity,
 )
 from sortyard.ops.bucket_attention.dense import dense_attention
+from sortyard.ops.bucket_attention.groups import make_groups
+from sortyard.ops.bucket_attention.round_parts import make_parts
+from sortyard.ops.bucket_attention.tree_choice import choose_by_tree
+from sortyard.ops.bucket_attention.tree_columns import make_window
 
 TREE = BucketSpec(bucket_size=8, query_chunk=16, near_buckets=2, beam=3, local_window=5, dense_up_to=20)
 ROUNDS = BucketSpec(selection="rounds", bucket_size=6, local_window=3, dense_up_to=20)
@@ -236,3 +240,23 @@ def test_reference_backend_agrees() -> None:
     for spec in (TREE, ROUNDS):
         literal = bucket_attention(q, k, v, spec, backend="reference")
         torch.testing.assert_close(bucket_attention(q, k, v, spec), literal, rtol=0, atol=1e-12)
+
+
+@CAUSAL
+@pytest.mark.parametrize("selection", ["tree", "rounds"])
+def test_a_window_wider_than_the_text_takes_no_more_room(selection: str, causal: bool) -> None:
+    length = 50
+    widths = {}
+    for window in (length, 10 * length):
+        spec = BucketSpec(selection=selection, bucket_size=4, query_chunk=8, dense_up_to=0, local_window=window)
+        q, k, v = torch.randn(3, 1, 2, length, 8, generator=torch.Generator().manual_seed(0)).unbind()
+        (group,) = make_groups(make_segments(1, length, device="cpu"), spec, causal=causal, global_tokens=None)
+        if selection == "rounds":
+            widths[window] = next(make_parts(q, k, spec, group=group, causal=causal)).keys.shape[-1]
+        else:
+            tree = choose_by_tree(q, k, spec, group=group, causal=causal)
+            widths[window] = make_window(tree, spec, group=group, sequence=0).positions().shape[-1]
+        out = bucket_attention(q, k, v, spec, causal=causal, backend="cpu")
+        dense = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        torch.testing.assert_close(out, dense)
+    assert widths[length] == widths[10 * length]

@@ -317,3 +317,24 @@ def test_graph_capture_gets_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None
     assert choose_backend() == "compiled"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert choose_backend() == "cpu"
+
+
+def test_triton_kernels_are_refused_where_nothing_runs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match=r"backend is 'triton', which needs triton and a CUDA device, and .* on cpu"):
+        choose_backend("triton")
+
+
+CAPTURED = """
+import torch
+from sortyard.ops import BucketSpec, bucket_attention
+spec = BucketSpec(bucket_size=4, query_chunk=8, near_buckets=1, beam=2, local_window=1, dense_up_to=8)
+inputs = torch.randn(3, 1, 2, 100, 8).unbind()
+captured = torch.compile(lambda q, k, v: bucket_attention(q, k, v, spec), backend="eager", fullgraph=True)
+assert torch.equal(captured(*inputs), bucket_attention(*inputs, spec))
+"""
+
+
+def test_a_captured_call_has_buckets_too() -> None:
+    # In a process of its own: the shape checks of the tests refuse the tracer's symbols.
+    subprocess.run([sys.executable, "-c", CAPTURED], check=True)

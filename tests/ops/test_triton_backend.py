@@ -26,8 +26,9 @@ from sortyard.ops import BucketSpec, bucket_attention, bucket_relation, make_seg
 from sortyard.ops.bucket_attention import groups
 from sortyard.ops.bucket_attention.groups import _group_key, make_groups
 from sortyard.ops.bucket_attention.reference import attend_relation
-from sortyard.ops.bucket_attention.triton_backend import is_available, triton_choose, triton_tree_attention
+from sortyard.ops.bucket_attention.triton_backend import attend, is_available, triton_choose, triton_tree_attention
 from sortyard.ops.bucket_attention.triton_backend import tree as launches
+from sortyard.ops.bucket_attention.triton_backend.problem import make_problem
 
 SPEC = BucketSpec(
     bucket_size=8,
@@ -294,3 +295,20 @@ def test_the_package_imports_without_triton() -> None:
     assert is_available(DEVICE)
     code = "import sys; sys.modules['triton'] = None; import sortyard.ops.bucket_attention.triton_backend"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@BOTH
+def test_more_sequences_than_a_grid_takes_go_in_several_launches(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = inputs = draw(60, batch=5, heads=2)
+    mask = torch.arange(60, device=DEVICE) < torch.tensor([[60], [43], [51], [44], [60]], device=DEVICE)
+    options = {"causal": causal, "backend": "triton", "key_padding_mask": mask}
+    whole = gradients(bucket_attention(q, k, v, SPEC, **options), inputs)
+    monkeypatch.setattr(attend, "_MOST_PAIRS", 5)
+    calls = []
+    monkeypatch.setattr(
+        attend, "make_problem", lambda shape, *args, **kw: calls.append(shape) or make_problem(shape, *args, **kw)
+    )
+    parts = gradients(bucket_attention(q, k, v, SPEC, **options), inputs)
+    assert all(S * H <= 5 for S, H, _, _ in calls)
+    assert sum(S for S, *_ in calls) == 5
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(parts, whole, strict=True))

@@ -64,9 +64,9 @@ def test_occupancy_tells_each_span_once(monkeypatch):
     times = iter([0.0, 1.0, 3.0, 4.0, 5.0, 10.0])
     monkeypatch.setattr("sortyard.parallel.occupancy.time.perf_counter", lambda: next(times))
     occupancy = Occupancy(torch.device("cpu"))
-    with occupancy.scheduled():
+    with occupancy.timing("schedule"):
         for _ in range(2):
-            with occupancy.working():
+            with occupancy.timing("pass"):
                 pass
     assert occupancy.take() == (3.0, 10.0)
     assert occupancy.take() == (0.0, 0.0)

@@ -5,11 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves
 
 import sortyard.parallel.data  # noqa: F401 - which says how a router's result is taken apart
+from sortyard.errors import InputError
 from sortyard.ops.expert_dispatch import Routing
+from sortyard.parallel.mesh import Layout
+from sortyard.parallel.occupancy import Occupancy
+from sortyard.parallel.options import ParallelOptions
+from sortyard.parallel.schedule import Pipeline
 from sortyard.parallel.stage import Shares, Stage
 
 
@@ -53,3 +60,26 @@ def test_gradients_are_found_in_what_a_router_returns() -> None:
     weights = torch.zeros(2, 1, requires_grad=True)
     routing = Routing(torch.zeros(2, 1, dtype=torch.long), weights, torch.zeros(2, 3), torch.zeros(3), num_tokens=2)
     assert any(leaf is weights for leaf in tree_leaves(routing))
+
+
+class _Failing(nn.Module):
+    index, is_first, is_last = 0, True, False
+
+    def forward(self, *_: Any, **__: Any) -> None:
+        raise InputError("what the model says")
+
+
+def test_what_fails_in_a_stage_is_told_as_it_is() -> None:
+    """torch's pipelines tell the shapes of what went in instead."""
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        layout = Layout.make(ParallelOptions(pp=2, schedule="gpipe"), device=torch.device("cpu"))
+        stage: Any = _Failing()
+        pipeline = Pipeline(
+            [stage], layout=layout, num_micro_batches=2, shape=(1, 4, 8), dtype=torch.float32,
+            occupancy=Occupancy(layout.device),
+        )  # fmt: skip
+        with pytest.raises(InputError, match="what the model says"):
+            pipeline.run()
+    finally:
+        dist.destroy_process_group()

@@ -5,7 +5,7 @@ import pytest
 
 from sortyard.errors import InputError
 from sortyard.runs.environment import describe_environment
-from sortyard.runs.folder import RunFolder
+from sortyard.runs.folder import MOST_ROUTING, RunFolder
 from tests.training.tiny import new_run
 
 
@@ -87,3 +87,16 @@ def test_environment_is_plain_json(tmp_path):
 def test_the_program_is_named_without_its_path(program):
     values = describe_environment(seed=3, device="cpu", data_fingerprint="abc", command=[program, "demo"])
     assert values["command"] == "sortyard demo"
+
+
+def test_routing_of_a_long_run_is_thinned_evenly(tmp_path):
+    run = new_run(tmp_path / "run")
+    for step in range(1, 5 * MOST_ROUTING):
+        run.append_routing(step, np.full((1, 2), step, dtype=np.float32))
+    run.sync()
+    steps, loads = run.read_routing()
+    assert MOST_ROUTING // 2 <= len(steps) <= MOST_ROUTING
+    assert (steps[0], steps[-1]) == (1, 5 * MOST_ROUTING - 1)
+    assert (loads[:, 0, 0] == steps).all()
+    assert np.diff(steps).max() <= 40  # ten times as many records as there are halves to keep
+    assert np.diff(steps).min() >= 1

@@ -142,11 +142,22 @@ def test_the_best_weights_are_kept_and_exported(run):
 
 
 def test_losses_are_better_when_lower(run):
-    losses = iter([3.0, 1.0, 2.0, float("nan")])
+    losses = iter([float("inf"), 1.0, 2.0, float("nan")])
     result = train_tiny(
         run, eval_every=2, evaluate=lambda model: {"validation_loss": next(losses)}, best_metric="validation_loss"
     )
     assert (result.state.best_step, result.state.best_value) == (4, 1.0)
+
+
+def test_a_disk_that_is_full_when_records_close_does_not_hide_what_broke_off(run, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sortyard.runs.trackers.TensorBoard.close", full)
+    source = TinySource()
+    source.fail_at = 4
+    with pytest.raises(RuntimeError, match="power cut"):
+        train_tiny(run, source=source, tensorboard=True)
 
 
 def test_early_stopping(run):
@@ -194,7 +205,7 @@ def test_processes_are_watched_while_they_load(run, monkeypatch):
     monkeypatch.setattr(NoWatch, "beat", lambda watch, what, **_: order.append(what))
     monkeypatch.setattr(Session, "restore", lambda session, run: order.append("restored") or restore(session, run))
     train_tiny(run)
-    assert order[:3] == ["watched", "loading the checkpoint", "restored"]
+    assert order[:4] == ["watched", "meeting the others", "loading the checkpoint", "restored"]
 
 
 def test_more_seconds_than_a_run_had(run):

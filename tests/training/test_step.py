@@ -90,11 +90,12 @@ def test_fp16_overflow_lowers_the_scale_until_it_can_no_longer_be_the_cause():
     stepper = make_stepper(model, precision="fp16")
     handle = model.experts.register_hook(lambda gradient: gradient * math.inf)
     before = model.experts.detach().clone()
-    outcomes = [stepper.take(TinySource().step(0), step=step).outcome for step in range(17)]
-    assert outcomes == ["overflow"] * 16 + ["bad"]
+    outcomes = [stepper.take(TinySource().step(0), step=step).outcome for step in range(20)]
+    assert outcomes == ["overflow"] * 16 + ["bad"] * 4
+    assert stepper.precision.loss_scale() == 1
     assert torch.equal(before, model.experts)
     handle.remove()
-    assert stepper.take(TinySource().step(0), step=17).outcome == "updated"
+    assert stepper.take(TinySource().step(0), step=20).outcome == "updated"
     assert not torch.equal(before, model.experts)
 
 

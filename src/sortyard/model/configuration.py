@@ -17,7 +17,8 @@ class SortyardConfig(PreTrainedConfig):
     """Configuration of every sortyard model; saved as `config.json`.
 
     The fields that a recipe may set are described, with their ranges, in `sortyard.model.options`; they carry the
-    same names and defaults here. The others fit dense checkpoints of the BERT and ModernBERT families:
+    same names and defaults here, save that a `bias_update_rate` that is left out is 0 for any number of experts, where
+    recipes have 0.001 from 32 on. The others fit dense checkpoints of the BERT and ModernBERT families:
 
     Args:
         attention_layers: kind of attention of each layer ("bucket", "dense" or "sliding"); None = `attention` in all.

@@ -29,6 +29,8 @@ class Embeddings(nn.Module):
         inputs_embeds: Float[Tensor, "B T W"],
         positions: Int[Tensor, "B T"],
         token_type_ids: Int[Tensor, "B T"] | None = None,
+        *,
+        are_given: bool = False,
     ) -> Float[Tensor, "B T D"]:
         """Add positions and token types to word embeddings.
 
@@ -36,12 +38,14 @@ class Embeddings(nn.Module):
             inputs_embeds: word embeddings.
             positions: place of each token in its own sequence.
             token_type_ids: token types; type 0 where left out.
+            are_given: whether the caller chose the positions; those that are counted are below T.
 
         Returns:
             The states that enter the first block.
 
         Raises:
-            ValueError: if token types are given to a model that has none, or a position has no embedding.
+            ValueError: if token types other than 0 are given to a model that has none, or a position has no learned
+                embedding, which a traced graph does not look for among positions that are given.
         """
         hidden = inputs_embeds
         if self.token_type_embeddings is not None:
@@ -51,11 +55,21 @@ class Embeddings(nn.Module):
             raise ValueError("token_type_ids were given, but the model has none (type_vocab_size: 0); leave them out")
         if self.position_embeddings is not None:
             limit = self.position_embeddings.num_embeddings
-            if positions.shape[1] > limit and int(positions.max()) >= limit:
-                raise ValueError(
-                    f"a sequence of {int(positions.max()) + 1} tokens is longer than max_position_embeddings {limit}; "
-                    "truncate it, or raise the limit"
-                )
+            if positions.shape[1] > limit or (are_given and not torch.compiler.is_compiling()):
+                _check_positions(positions, limit=limit)
             hidden = hidden + self.position_embeddings(positions)
         out: Tensor = self.projection(self.dropout(self.norm(hidden)))
         return out
+
+
+def _check_positions(positions: Int[Tensor, "B T"], *, limit: int) -> None:
+    if not positions.numel():
+        return
+    first, last = torch.stack(positions.aminmax()).tolist()  # a GPU cannot say which index it stumbled over
+    if last >= limit:
+        raise ValueError(
+            f"a sequence of {last + 1} tokens is longer than max_position_embeddings {limit}; truncate it, or raise "
+            "the limit"
+        )
+    if first < 0:
+        raise ValueError(f"position_ids holds {first}; positions are counted from 0")

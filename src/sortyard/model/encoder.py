@@ -31,12 +31,17 @@ class EncoderTrace:
         """Balance loss, the mean over expert layers."""
         if not self.routing:
             return None
-        return torch.stack([record.balance for record in self.routing]).sum() / self.num_expert_layers
+        return _stack([record.balance for record in self.routing]).sum() / self.num_expert_layers
 
     @property
     def expert_loads(self) -> Float[Tensor, "L E"] | None:
         """Routed copies per expert layer and expert."""
-        return torch.stack([record.loads for record in self.routing]) if self.routing else None
+        return _stack([record.loads for record in self.routing]) if self.routing else None
+
+
+def _stack(values: list[Tensor]) -> Tensor:
+    """One row a layer, on the device of the first: layers may be spread over several."""
+    return torch.stack([value.to(values[0].device) for value in values])
 
 
 class Encoder(nn.Module):

@@ -1,5 +1,6 @@
 """The five task heads."""
 
+import copy
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ def _encode(
     """Run the encoder, for its output and states; a loss needs its balance part in evaluation mode too."""
     if has_labels:
         kwargs.setdefault("output_statistics", True)
+    kwargs["return_dict"] = True  # whatever the configuration says: the head's caller gets a tuple then, not the head
     outputs: SortyardModelOutput = model(input_ids, attention_mask, inputs_embeds=inputs_embeds, **kwargs)
     assert outputs.last_hidden_state is not None
     return outputs, outputs.last_hidden_state
@@ -116,6 +118,7 @@ class SortyardForMaskedLM(_LanguageModel):
         )
         if labels is None:
             return _head_output(outputs, self.decoder(self.head(hidden)), None, None)
+        labels = labels.to(hidden.device)
         if self.config.sparse_prediction:
             targets = labels != IGNORED
             hidden, labels = hidden[targets], labels[targets]
@@ -127,7 +130,9 @@ class SortyardForCausalLM(_LanguageModel, GenerationMixin):
     """Predicts the next token; attention, buckets and the experts' context never look ahead."""
 
     def __init__(self, config: SortyardConfig) -> None:
-        config.causal = True
+        if not config.causal:  # the caller's stays as it is
+            config = copy.deepcopy(config)
+            config.causal = True
         super().__init__(config)
 
     @can_return_tuple
@@ -157,7 +162,6 @@ class SortyardForCausalLM(_LanguageModel, GenerationMixin):
         Returns:
             Loss and logits [B, T, V].
         """
-        kwargs.pop("past_key_values", None)
         has_labels = labels is not None or shift_labels is not None
         outputs, hidden = _encode(self.model, input_ids, attention_mask, inputs_embeds, has_labels=has_labels, **kwargs)
         hidden = self.head(hidden[:, -logits_to_keep:])
@@ -170,15 +174,43 @@ class SortyardForCausalLM(_LanguageModel, GenerationMixin):
         return _head_output(outputs, logits, TargetLoss(total, (shift_labels != IGNORED).sum()), num_items_in_batch)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        global_tokens: Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """Generation recomputes the whole prefix: a bucketed prefix has no key cache yet."""
-        kept: dict[str, Any] = {
-            name: kwargs[name]
-            for name in ("logits_to_keep", "output_attentions", "output_hidden_states")
-            if name in kwargs
+        """Generation recomputes the whole prefix: a bucketed prefix has no key cache yet.
+
+        Args:
+            input_ids: the prompt and what was generated so far.
+            attention_mask: 1 at real tokens, 0 at pads.
+            position_ids: as in `SortyardModel.forward`; transformers counts on, and repeats the last token type.
+            token_type_ids: token types.
+            global_tokens: those of the prompt; no generated token is one.
+            **kwargs: generation's own; what the model reports on request is asked for.
+
+        Returns:
+            The arguments of the next call.
+
+        Raises:
+            ValueError: for packed prompts, whose sequences cannot grow.
+        """
+        if kwargs.get("cu_seq_lens_q") is not None or kwargs.get("seq_idx") is not None:
+            raise ValueError("generation takes one prompt a row, not packed ones; leave cu_seq_lens_q and seq_idx out")
+        if global_tokens is not None:
+            global_tokens = F.pad(global_tokens, (0, input_ids.shape[1] - global_tokens.shape[1]))
+        reports = ("logits_to_keep", "output_attentions", "output_hidden_states", "output_router_logits")
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "token_type_ids": token_type_ids,
+            "global_tokens": global_tokens,
+            **{name: kwargs[name] for name in reports if name in kwargs},
         }
-        return {"input_ids": input_ids, "attention_mask": attention_mask, **kept}
 
 
 class SortyardForSequenceClassification(SortyardPreTrainedModel):
@@ -340,7 +372,9 @@ def _pool(
     hidden: Float[Tensor, "B T D"], attention_mask: Tensor | None, config: SortyardConfig
 ) -> Float[Tensor, "B D"]:
     """What stands for a whole row: its first real token, of a causal model its last one, or the mean."""
-    real = torch.ones_like(hidden[..., 0], dtype=torch.float32) if attention_mask is None else attention_mask.float()
+    real = torch.ones_like(hidden[..., 0], dtype=torch.float32)
+    if attention_mask is not None:
+        real = attention_mask.to(real)
     if config.classifier_pooling == "cls":  # rows may be padded on either side
         place = hidden.shape[1] - 1 - real.flip(1).argmax(dim=1) if config.causal else real.argmax(dim=1)
         return hidden[torch.arange(hidden.shape[0], device=hidden.device), place]

@@ -23,27 +23,28 @@ class TargetLoss(NamedTuple):
 
         Args:
             aux_loss: balance loss of this batch, or None.
-            num_items_in_batch: targets of the whole optimizer step; None if this batch is the step.
+            num_items_in_batch: targets of the whole optimizer step; None if this batch is the step. A step without any
+                has a loss of zero.
 
         Returns:
             Their sum; the task loss (sum over targets / targets of the step); the balance loss, weighted by this
             batch's share of the step's targets.
         """
-        whole = self.num_targets.clamp_min(1)
-        if num_items_in_batch is not None:
-            whole = torch.as_tensor(num_items_in_batch, device=self.num_targets.device)
+        own = self.num_targets.to(self.total.device)
+        whole = own if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=own.device)
+        whole = whole.clamp_min(1)
         task = self.total / whole
         if aux_loss is None:
             return task, task, None
-        balance = aux_loss
+        balance = aux_loss.to(task.device)  # the layers may be spread over several
         if num_items_in_batch is not None:
-            balance = aux_loss * (self.num_targets.to(aux_loss.dtype) / whole)
+            balance = balance * (own.to(balance.dtype) / whole)
         return task + balance, task, balance
 
 
 def cross_entropy(logits: Float[Tensor, "N V"], labels: Tensor) -> TargetLoss:
     """Cross-entropy in float32 or wider, summed over the labels that are not -100."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide, labels = logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.to(logits.device)
     return TargetLoss(F.cross_entropy(wide, labels, ignore_index=IGNORED, reduction="sum"), (labels != IGNORED).sum())
 
 
@@ -61,7 +62,7 @@ def sequence_loss(logits: Float[Tensor, "B C"], labels: Tensor, problem_type: st
     Raises:
         ValueError: for another problem type.
     """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide, labels = logits.to(torch.promote_types(logits.dtype, torch.float32)), labels.to(logits.device)
     count = torch.tensor(labels.numel(), device=labels.device)
     if problem_type == "single_label_classification":
         return cross_entropy(wide, labels.flatten())

@@ -19,6 +19,7 @@ from sortyard.model.experts.interface import check_implementation
 from sortyard.model.experts.layer import ExpertLayer
 from sortyard.model.experts.options import check_causal
 from sortyard.model.outputs import SortyardModelOutput
+from sortyard.model.packing import find_boundaries
 from sortyard.model.parallel_plan import check_divides
 from sortyard.ops.segments import Segments, make_segments
 
@@ -32,6 +33,7 @@ class SortyardPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Embeddings", "Block"]  # noqa: RUF012
     _supports_sdpa = True
+    _keep_in_fp32_modules_strict = {"expert_bias"}  # noqa: RUF012 - steps of 0.001 are lost in 16 bits
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -135,7 +137,7 @@ class SortyardModel(SortyardPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_router_logits: bool | None = None,
         output_statistics: bool | None = None,
-        **kwargs: Any,  # noqa: ARG002 - transformers' callers pass on what concerns their own heads
+        **kwargs: Any,
     ) -> SortyardModelOutput:
         """Encode a batch.
 
@@ -143,7 +145,9 @@ class SortyardModel(SortyardPreTrainedModel):
             input_ids: token ids; or give `inputs_embeds`.
             attention_mask: [B, T], 1 at real tokens, 0 at pads; all real when left out.
             token_type_ids: token types of a model that has them.
-            position_ids: place of each token in its sequence; counted over its real tokens when left out.
+            position_ids: place of each token in its sequence; counted over its real tokens when left out. Where they
+                restart, another packed sequence starts, unless `attention_mask` or `cu_seqlens` is given or the graph
+                is traced.
             inputs_embeds: word embeddings instead of ids.
             cu_seqlens: boundaries of packed sequences over the flattened B * T positions. Attention, positions and
                 the experts' context stay within a sequence.
@@ -154,21 +158,26 @@ class SortyardModel(SortyardPreTrainedModel):
             output_router_logits: return the gate scores of each expert layer.
             output_statistics: return balance loss, loads and sparsity; when left out, in training mode and with
                 `output_router_logits`. They are values of the whole batch, which pipelines cannot split by row.
-            **kwargs: ignored.
+            **kwargs: transformers' words for packed rows: `cu_seq_lens_q` is another name of `cu_seqlens`, and what
+                repeats it is ignored, as are `num_items_in_batch`, `use_cache` and whatever is None.
 
         Returns:
             The states, and what the layers report.
 
         Raises:
-            ValueError: if neither or both of ids and embeddings are given, or the mask is not [B, T].
+            TypeError: for any other keyword argument.
+            ValueError: if neither or both of ids and embeddings are given, the mask is not [B, T], a position has no
+                embedding, or token types are given to a model without any.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embeddings.word_embeddings(input_ids)
+        given = None if position_ids is None else position_ids.expand(inputs_embeds.shape[:2])
+        cu_seqlens = find_boundaries(cu_seqlens, kwargs, positions=given, is_masked=attention_mask is not None)
         segments = _segments(inputs_embeds, attention_mask, cu_seqlens)
-        positions = segments.positions if position_ids is None else position_ids.expand(inputs_embeds.shape[:2])
-        hidden = self.embeddings(inputs_embeds, positions, token_type_ids)
+        positions = segments.positions if given is None else given
+        hidden = self.embeddings(inputs_embeds, positions, token_type_ids, are_given=given is not None)
         attentions = _flag(output_attentions, self.config.output_attentions)
         states = _flag(output_hidden_states, self.config.output_hidden_states)
         hidden, trace = self.encoder(
@@ -185,7 +194,7 @@ class SortyardModel(SortyardPreTrainedModel):
         if segments.is_traced and statistics:
             raise ValueError(
                 "statistics cannot be computed in an exported or compiled graph; call model.eval() first, and leave "
-                "output_router_logits and output_statistics out"
+                "labels, output_router_logits and output_statistics out"
             )
         return SortyardModelOutput(
             last_hidden_state=hidden,

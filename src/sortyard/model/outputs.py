@@ -11,7 +11,7 @@ class SortyardModelOutput(ModelOutput):
     """Output of the encoder.
 
     Args:
-        last_hidden_state: token states [B, T, D]; zeros have no meaning at pads.
+        last_hidden_state: token states [B, T, D]; what stands at pads has no meaning.
         hidden_states: states before each block and after the last one, if asked for.
         attentions: token-to-token weights [B, H, T, T] of each layer, if asked for. In a bucket layer a summary's
             weight is spread evenly over the keys of its branch, so weights times values is the layer's output.

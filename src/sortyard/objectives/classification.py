@@ -13,12 +13,12 @@ class ClassificationObjective:
     """Cross-entropy where labels are integers, squared error where they are real numbers."""
 
     def count_targets(self, batch: Mapping[str, Tensor]) -> int:
-        """Number of samples with a label; -100 marks a class that is not known."""
+        """Number of labels, of which a sample may have several; -100 marks a class that is not known."""
         labels = batch["labels"]
-        return labels.shape[0] if labels.is_floating_point() else int((labels != -100).sum())
+        return labels.numel() if labels.is_floating_point() else int((labels != -100).sum())
 
     def compute(self, model: nn.Module, batch: Mapping[str, Tensor], *, num_targets: int) -> StepLoss:
-        """Loss of a micro-batch as its share of a step with num_targets samples."""
+        """Loss of a micro-batch as its share of a step with num_targets labels."""
         return loss_of_head(model, batch, num_targets=num_targets)
 
 
@@ -26,7 +26,7 @@ class LogitsObjective(ClassificationObjective):
     """The same computed from the logits: for heads of other libraries, which know nothing of a step's targets."""
 
     def compute(self, model: nn.Module, batch: Mapping[str, Tensor], *, num_targets: int) -> StepLoss:
-        """Loss of a micro-batch as its share of a step with num_targets samples."""
+        """Loss of a micro-batch as its share of a step with num_targets labels."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         config: Any = model.config
         loss = sequence_loss(model(**inputs).logits, batch["labels"], config.problem_type).total / num_targets

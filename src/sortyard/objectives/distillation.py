@@ -90,7 +90,7 @@ class DistillationObjective:
     def follow(self, model: Any, batch: Mapping[str, Tensor]) -> Followed:
         """Run both encoders on a batch, whose labels are not read."""
         inputs = {name: batch[name] for name in _READ if name in batch}
-        outputs = model.base_model(**inputs, output_hidden_states=True, output_statistics=True)
+        outputs = model.base_model(**inputs, output_hidden_states=True, output_statistics=True, return_dict=True)
         return self.beside_teacher(outputs, batch)
 
     def beside_teacher(self, outputs: Any, batch: Mapping[str, Tensor]) -> Followed:
@@ -98,7 +98,7 @@ class DistillationObjective:
         inputs = {name: batch[name] for name in _READ if name in batch}
         real = batch["attention_mask"].bool()
         with torch.no_grad():
-            truth = self.teacher(**inputs, output_hidden_states=True)
+            truth = self.teacher(**inputs, output_hidden_states=True, return_dict=True)
         student, teacher = (
             tuple(states[real] for states in self._followed_layers(found.hidden_states)) for found in (outputs, truth)
         )
@@ -133,7 +133,7 @@ class DistilledMaskedLMObjective:
 
     def compute(self, model: nn.Module, batch: Mapping[str, Tensor], *, num_targets: int) -> StepLoss:
         """Loss of a micro-batch as its share of a step with num_targets targets."""
-        outputs: Any = model(**batch, num_items_in_batch=num_targets, output_hidden_states=True)
+        outputs: Any = model(**batch, num_items_in_batch=num_targets, output_hidden_states=True, return_dict=True)
         followed = self.distillation.beside_teacher(outputs, batch)
         share = self.distillation.options.coef * self.count_targets(batch) / num_targets
         following = self.distillation.token_losses(followed).mean() * share

@@ -1,7 +1,7 @@
 """Which positions of a batch form one sequence: padding and packing, settled once a batch."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -44,6 +44,27 @@ class Segments:
     def num_tokens(self) -> int:
         """Real tokens of the batch; in a traced graph all positions, as nobody knows."""
         return self.batch_size * self.length if self.is_traced else len(self.token_index)
+
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> "Segments":
+        """The same sequences on another device; made once, for models whose layers are spread over several.
+
+        Args:
+            device: Where the index tensors shall live.
+            non_blocking: Whether to copy without waiting, where that can be done.
+
+        Returns:
+            These segments if they live there, or a copy.
+        """
+        device = torch.device(device)
+        if device == self.ids.device:
+            return self
+        key = ("on", device)
+        if key not in self.kept:
+            names = ("counts", "token_index", "ids", "positions")
+            moved = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
+            self.kept[key] = replace(self, **moved)
+        found: Segments = self.kept[key]
+        return found
 
 
 def make_segments(

@@ -51,7 +51,8 @@ def checkpoint_activations(model: nn.Module, mode: ActivationCheckpointing, ever
     layers = _numbered_layers(model)
     if not layers:
         _enable_by_itself(model, mode=mode, every=every)
-    contexts: dict[str, Any] = {"context_fn": _selective_contexts} if mode == "selective" else {}
+    selected = partial(create_selective_checkpoint_contexts, _policy)
+    contexts: dict[str, Any] = {"context_fn": selected} if mode == "selective" else {}
     for number, layer in layers:
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, **contexts)
         layer.gradient_checkpointing = mode != "none" and number % every == 0
@@ -81,11 +82,6 @@ def _enable_by_itself(model: Any, *, mode: ActivationCheckpointing, every: int) 
     raise InputError(
         f"{asked}: {type(model).__name__} has no layers of transformers' GradientCheckpointingLayer; it can do {able}"
     )
-
-
-def _selective_contexts() -> tuple[Any, Any]:
-    contexts: tuple[Any, Any] = create_selective_checkpoint_contexts(_policy)
-    return contexts
 
 
 def _policy(_: object, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

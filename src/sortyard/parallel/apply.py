@@ -1,5 +1,6 @@
 """From a whole model to this process's part of it; the order is `parallelize`."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from sortyard.parallel.occupancy import Occupancy
 from sortyard.parallel.options import ActivationCheckpointing, ParallelOptions, check_combination, stages_of
 from sortyard.parallel.placement import Placement, even_span
 from sortyard.parallel.schedule import Pipeline, check_schedule
-from sortyard.parallel.stage import Batch, Shares, Stage, StageReport, split_model
+from sortyard.parallel.stage import Batch, Shares, Stage, StageReport, prune
 from sortyard.parallel.tensor import cut_by_plan, share_layers
 from sortyard.parallel.traffic import Traffic
 
@@ -255,9 +256,9 @@ def parallelize(
     options = layout.options
     indices = stages_of(options, rank=layout.rank("pp"))
     stages, all_placements, added_up = [], [], []
-    for index, (part, before) in zip(
-        indices, split_model(model, indices=indices, num_stages=options.num_stages), strict=True
-    ):
+    for index in indices:
+        part = model if index == indices[-1] else copy.deepcopy(model)
+        before = prune(part, index, options.num_stages)
         placements = {name: Placement.of(parameter) for name, parameter in part.named_parameters()}
         if options.ep > 1:
             cut_experts(part, group=layout.group("ep"), placements=placements)

@@ -51,7 +51,7 @@ def processes_here(options: ParallelOptions, *, device: str) -> int:
     """
     least = options.num_processes()
     gpus = torch.cuda.device_count() if device != "cpu" else 0
-    if least > max(gpus, 1) and gpus:
+    if 0 < gpus < least:
         raise InputError(
             f"parallel: {least} processes need a GPU each, and this machine has {gpus}; change the sizes, start the "
             "run on several machines by torchrun, or set loop.device to cpu"
@@ -173,9 +173,7 @@ class _Processes:
             process.send_signal(number)
 
     def _ending(self, rank: int, status: int) -> Ending:
-        if status in STOPS:
-            return Ending(STOPS[status])
-        if status == INPUT_AT_FAULT:
-            return Ending(INPUT_AT_FAULT)
+        if status in (*STOPS, INPUT_AT_FAULT):
+            return Ending(STOPS.get(status, status))
         how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"failed (exit status {status})"
         return Ending(1, f"process {rank} of {self._count} {how}")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.distributed.pipelining import PipelineStage
@@ -21,29 +21,21 @@ class Occupancy:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._busy: list[tuple[Any, Any]] = []
-        self._whole: list[tuple[Any, Any]] = []
+        self._spans: dict[str, list[tuple[Any, Any]]] = {"pass": [], "schedule": []}
 
     @contextmanager
-    def working(self) -> Iterator[None]:
-        """A pass of a stage."""
+    def timing(self, what: Literal["pass", "schedule"]) -> Iterator[None]:
+        """A pass of a stage, or a whole schedule."""
         start = self._now()
         yield
-        self._busy.append((start, self._now()))
-
-    @contextmanager
-    def scheduled(self) -> Iterator[None]:
-        """A whole schedule."""
-        start = self._now()
-        yield
-        self._whole.append((start, self._now()))
+        self._spans[what].append((start, self._now()))
 
     def take(self) -> tuple[float, float]:
-        """Seconds of work and in all, since the last call; waits for a GPU to finish."""
-        if self._whole and self._device.type == "cuda":
-            self._whole[-1][1].synchronize()
-        busy, whole = (sum(self._seconds(*span) for span in spans) for spans in (self._busy, self._whole))
-        self._busy, self._whole = [], []
+        """Seconds of passes and of schedules, since the last call; waits for a GPU to finish."""
+        if self._spans["schedule"] and self._device.type == "cuda":
+            self._spans["schedule"][-1][1].synchronize()
+        busy, whole = (sum(self._seconds(*span) for span in spans) for spans in self._spans.values())
+        self._spans = {"pass": [], "schedule": []}
         return busy, whole
 
     def _now(self) -> Any:
@@ -60,4 +52,4 @@ class Occupancy:
 def time_passes(stage: PipelineStage, occupancy: Occupancy) -> None:
     """Let the passes of a pipeline's stage add to what is known of its process."""
     for name in ("forward_one_chunk", "backward_one_chunk", "backward_weight_one_chunk"):
-        setattr(stage, name, occupancy.working()(getattr(stage, name)))
+        setattr(stage, name, occupancy.timing("pass")(getattr(stage, name)))

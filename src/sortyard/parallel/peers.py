@@ -4,16 +4,13 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sortyard.errors import LostProcessError, first_line
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 OF_CONNECTIONS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
@@ -53,7 +50,7 @@ class Group(Peers):
         group: made for this alone, on the CPU.
     """
 
-    def __init__(self, group: "ProcessGroup"):
+    def __init__(self, group: "dist.ProcessGroup"):
         self.group = group
         self.rank = dist.get_rank(group)
         self.size = dist.get_world_size(group)

@@ -106,8 +106,13 @@ class Pipeline:
         """Take every micro-batch that the stages hold forward and backward; gradients add up."""
         numbers = torch.arange(self.num_micro_batches)
         inputs = (numbers,) if self.is_first else ()
-        with self._occupancy.scheduled():
-            self._schedule.step(*inputs, micro=numbers, **({"target": numbers} if self.is_last else {}))
+        with self._occupancy.timing("schedule"):
+            try:
+                self._schedule.step(*inputs, micro=numbers, **({"target": numbers} if self.is_last else {}))
+            except RuntimeError as error:
+                if "failed to run" not in str(error):
+                    raise
+                raise error.__cause__ or error  # noqa: B904 - torch's own tells the shapes, not what happened
 
 
 def _of_micro_batch(loss: Tensor, _number: Tensor) -> Tensor:

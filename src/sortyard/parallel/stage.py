@@ -3,7 +3,6 @@
 A model that is not cut into stages is one stage.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,29 +112,26 @@ class Stage(nn.Module):
         self.reports[number] = self._report(number, outputs)
         states = outputs.last_hidden_state
         dtype = next((parameter.dtype for parameter in self.parameters()), states.dtype)  # which the next stage expects
-        return states.to(dtype), self._balance(outputs, received)
+        states = states.to(dtype)
+        return states, self._balance(outputs.aux_loss, received, none=states.flatten()[0] * 0)
 
     def _loss(self, number: int, batch: dict[str, Tensor], received: tuple[Tensor, ...]) -> Tensor:
         outputs = self.model(**batch)  # the means of this process's targets, and a balance loss without a share
         num_targets = self.count_targets(batch)
         task = outputs.task_loss * (num_targets / self.shares.num_targets)
         share = self.shares.of_micro_batch[number] / self.shares.num_targets
-        balance = self._balance(outputs, received) * share
+        none = torch.zeros_like(outputs.task_loss)
+        balance = self._balance(outputs.aux_loss, received, none=none) * share
         report = self._report(number, outputs)
         report.task, report.balance = task.detach(), balance.detach()
         self.reports[number] = report
         loss: Tensor = (task + balance) * self.shares.loss_scale
         return loss
 
-    def _balance(self, outputs: Any, received: tuple[Tensor, ...]) -> Tensor:
+    def _balance(self, own: Tensor | None, received: tuple[Tensor, ...], *, none: Tensor) -> Tensor:
         """The balance loss up to this stage [1], always a part of the graph, as pipelines expect a gradient for it."""
-        state = outputs.last_hidden_state if not self.is_last else None
-        own = outputs.aux_loss
-        if own is None:
-            own = torch.zeros((), device=self.batches[0]["labels"].device) if state is None else state.flatten()[0] * 0
-        own = own.reshape(1)
-        total: Tensor = own if self.is_first else own + received[1]
-        return total
+        own = (none if own is None else own).reshape(1)
+        return own if self.is_first else own + received[1]
 
     def _report(self, number: int, outputs: Any) -> StageReport:
         loads = {} if outputs.expert_loads is None else dict(enumerate(outputs.expert_loads, self.first_expert_layer))
@@ -152,31 +148,23 @@ class _Received(nn.Module):
         if word_embeddings is not None:  # the last stage projects onto the vocabulary with them
             self.word_embeddings = word_embeddings
 
-    def forward(self, inputs_embeds: Tensor, positions: Tensor, token_type_ids: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def forward(self, inputs_embeds: Tensor, *_: Any, **__: Any) -> Tensor:
         return inputs_embeds
 
 
-def split_model(model: Any, *, indices: Sequence[int], num_stages: int) -> list[tuple[Any, int]]:
-    """Take a process's stages out of a whole model.
+def prune(part: Any, index: int, num_stages: int) -> int:
+    """Leave of a model what a stage runs.
 
     Layers keep their names. Weights that the first and the last stage share are in both.
 
     Args:
-        model: a head of sortyard.model; it is used up.
-        indices: the stages wanted.
+        part: a whole head of sortyard.model.
+        index: of the stage.
         num_stages: of the whole model.
 
     Returns:
-        For each stage its model and how many expert layers come before it.
+        How many expert layers come before it.
     """
-    parts = []
-    for index in indices:
-        part = model if index == indices[-1] else copy.deepcopy(model)
-        parts.append((part, _prune(part, index, num_stages)))
-    return parts
-
-
-def _prune(part: Any, index: int, num_stages: int) -> int:
     encoder = part.base_model.encoder
     first, end = layer_span(len(encoder.layers), num_stages, index)
     before = sum(block.is_routed for block in list(encoder.layers)[:first])

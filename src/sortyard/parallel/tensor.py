@@ -50,7 +50,7 @@ def cut_by_plan(model: Any, *, group: Group, placements: dict[str, Placement]) -
         group: the processes that share it.
         placements: by the parameters' names; updated.
     """
-    rules = dict(model.tp_plan)
+    rules = {name: rule for name, rule in model.tp_plan.items() if rule != EXPERTS}
     done: dict[int, nn.Parameter] = {}
     for prefix, module in model.named_modules():
         for leaf, parameter in list(module.named_parameters(recurse=False)):
@@ -99,10 +99,10 @@ def _cut_of(name: str, rules: dict[str, str]) -> tuple[int, bool] | None:
     general = ".".join("*" if part.isdigit() else part for part in name.split("."))
     module, _, leaf = general.rpartition(".")
     rule = rules.get(general)
-    if rule is not None and rule != EXPERTS:
+    if rule is not None:
         return _CUTS[rule][:2]
     rule = rules.get(module)
-    if rule is None or rule == EXPERTS:
+    if rule is None:
         return None
     dim, halves, bias_dim = _CUTS[rule]
     if leaf == "bias":
@@ -213,15 +213,13 @@ class _ParallelCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, first: int, group: Group) -> Tensor:
-        highest = logits.max(dim=1).values if logits.shape[1] else logits.new_full(labels.shape, -torch.inf)
+        highest = logits.max(dim=1).values
         dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
         shares = (logits - highest[:, None]).exp()
         sums = shares.sum(dim=1)
         own = (labels >= first) & (labels < first + logits.shape[1])
         places = torch.where(own, labels - first, 0)
-        targets = torch.zeros_like(highest)
-        if logits.shape[1]:
-            targets = (logits.gather(1, places[:, None])[:, 0] - highest) * own
+        targets = (logits.gather(1, places[:, None])[:, 0] - highest) * own
         both = torch.stack([sums, targets])
         dist.all_reduce(both, group=group)
         is_target = labels != IGNORED
@@ -231,9 +229,7 @@ class _ParallelCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         shares, places, own, is_target = ctx.saved_tensors
-        wanted = shares.clone()
-        if wanted.shape[1]:
-            wanted.scatter_add_(1, places[:, None], -own[:, None].to(wanted.dtype))
+        wanted = shares.scatter_add(1, places[:, None], -own[:, None].to(shares.dtype))
         return wanted * (gradient * is_target)[:, None], None, None, None
 
 

@@ -1,6 +1,6 @@
 """What processes send each other, counted as it happens: our own exchanges, FSDP2's and the pipeline's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -46,8 +46,7 @@ class Traffic(TorchDispatchMode):
         if found is not None:
             kind, place = found
             self.bytes[kind] += _num_bytes(args[place])
-        run: Callable[..., Any] = func
-        return run(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def _num_bytes(value: Any) -> int:

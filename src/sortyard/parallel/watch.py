@@ -5,6 +5,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -97,8 +98,13 @@ class Watch(NoWatch):
         return silent or elsewhere
 
     def _watch(self) -> None:
-        while not self._over.wait(min(1.0, self._timeout / 10)):
-            os.utime(self._file)
+        every, last = min(1.0, self._timeout / 10), time.monotonic()
+        while not self._over.wait(every):
+            late, last = time.monotonic() - last - every, time.monotonic()
+            if late > max(2.0, every):  # this process was halted, and maybe all of them: that is nobody's waiting
+                self._since, self._heard = self._since + late, self._heard + late
+            with suppress(OSError):  # a file system may fail for once
+                os.utime(self._file)
             waited = time.monotonic() - self._since
             is_late = self._limited and waited > self._timeout
             if is_late or self._silence() > self._timeout:
@@ -124,24 +130,19 @@ class Watch(NoWatch):
 
     def _give_up(self, waited: float) -> None:
         reasons = ", ".join(self.suspects()) or "all others are there, too: the exchange itself hangs"
-        if self._alone:
+        if self._alone and waited > self._timeout:
             reasons = "it waits for no other process there"
-        if self._is_first_to_give_up():
-            print(
-                f"error: process {self._rank} of {self._size} has been {self._what} for {waited:.0f} s "
-                f"(parallel.timeout_seconds is {self._timeout:g}): {reasons}. Continue with `sortyard resume`",
-                file=sys.stderr,
-                flush=True,
-            )
-        os._exit(1)  # the main thread may hang in a call that nothing interrupts
-
-    def _is_first_to_give_up(self) -> bool:
-        """Whether this process speaks for all; it ends, and whoever started it ends the others."""
         try:
-            os.close(os.open(self._folder / FARE_WELL, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return False
-        return True
+            with suppress(FileExistsError):  # the first one speaks for all, and whoever started them ends the others
+                (self._folder / FARE_WELL).touch(exist_ok=False)
+                print(
+                    f"error: process {self._rank} of {self._size} has been {self._what} for {waited:.0f} s "
+                    f"(parallel.timeout_seconds is {self._timeout:g}): {reasons}. Continue with `sortyard resume`",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        finally:
+            os._exit(1)  # the main thread may hang in a call that nothing interrupts
 
     def _path(self, rank: int) -> Path:
         return self._folder / f"process-{rank}"

@@ -20,6 +20,7 @@ from sortyard.errors import InputError
 from sortyard.runs.json_lines import append_line, keep_lines, plain, read_lines
 
 UPCYCLING = "upcycling.json"  # beside a model that `sortyard upcycle` made
+MOST_ROUTING = 2000  # records; those of 24 layers of 64 experts take 12 MB, which every checkpoint writes anew
 
 
 class RunFolder:
@@ -127,12 +128,19 @@ class RunFolder:
     def append_routing(self, step: int, loads: npt.NDArray[np.float32]) -> None:
         """Remember the experts' shares of the routed copies since the last record; `sync` writes them.
 
+        Of long runs half of the records are kept, evenly spread over the steps, whenever there are too many.
+
         Args:
             step: finished steps.
             loads: [layers, experts], each row adding up to 1.
         """
         self._routing_steps.append(step)
         self._routing_loads.append(loads.astype(np.float32))
+        if len(self._routing_steps) > MOST_ROUTING:
+            spread = np.linspace(self._routing_steps[0], step, MOST_ROUTING // 2)
+            kept = sorted({int(place) for place in np.searchsorted(self._routing_steps, spread)})
+            self._routing_steps = [self._routing_steps[place] for place in kept]
+            self._routing_loads = [self._routing_loads[place] for place in kept]
 
     def read_metrics(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl in the order of writing; of one kind, or all."""
@@ -141,6 +149,10 @@ class RunFolder:
     def read_events(self) -> list[dict[str, Any]]:
         """Lines of events.jsonl in the order of writing."""
         return read_lines(self.events)
+
+    def finishes(self) -> list[int]:
+        """The steps at which the run finished; several where it was given more to do afterwards."""
+        return [int(event["step"]) for event in self.read_events() if event.get("event") == "finish"]
 
     def read_routing(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Steps [S] and loads [S, layers, experts] of routing.npz; S is 0 where there is no such file."""

@@ -158,30 +158,23 @@ class CheckpointStore:
         """Folder of the checkpoint of a step."""
         return self.folder / f"step-{step:08d}"
 
-    def save(self, snapshot: Snapshot, *, on_durable: Callable[[], None] = lambda: None) -> None:
+    def save(self, snapshot: Snapshot, *, on_durable: Callable[[], object] = lambda: None) -> None:
         """Write a checkpoint, move `latest` and `best` to it, and only then remove old ones.
 
         Waits for the save before it. In the background, an error of this one is raised by the next call, or by `wait`.
 
         Args:
             snapshot: this process's part.
-            on_durable: called when the checkpoint is there, in the thread that wrote it.
+            on_durable: called on the first process when the checkpoint is there, in the thread that wrote it.
 
         Raises:
             InputError: it could not be written by one of the processes; earlier checkpoints are as they were.
         """
         self.wait()
         if self._writer is None:
-            self._save(snapshot)
-            on_durable()
-            return
-        copy = snapshot.copied()
-
-        def write() -> None:
-            self._save(copy)
-            on_durable()
-
-        self._saving = self._writer.submit(write)
+            self._save(snapshot, on_durable)
+        else:
+            self._saving = self._writer.submit(self._save, snapshot.copied(), on_durable)
 
     def wait(self) -> None:
         """Return when no save is under way; raises its error."""
@@ -222,7 +215,7 @@ class CheckpointStore:
             )
         return None
 
-    def _save(self, snapshot: Snapshot) -> None:
+    def _save(self, snapshot: Snapshot, on_durable: Callable[[], object]) -> None:
         target = self.path(int(snapshot.state["step"]))
         aside = aside_of(target)
         needed = sum(self.peers.gather(snapshot.num_bytes()) or [])
@@ -242,6 +235,7 @@ class CheckpointStore:
             raise InputError(self.peers.share(message)) from error
         if is_first:
             self._prune(int(snapshot.state["step"]))
+            on_durable()
 
     def _together(self, work: Callable[[], Any]) -> list[Any]:
         """Do work on every process; where it fails on one, it fails on all of them.

@@ -18,7 +18,7 @@ from sortyard.runs.progress import Progress
 from sortyard.runs.trackers import check_trackers
 from sortyard.stop_requests import StopSignals
 from sortyard.training.efficiency import TokenFlops
-from sortyard.training.opening import open_recorder, open_session
+from sortyard.training.opening import open_recorder, open_session, open_watch
 from sortyard.training.options import LoopOptions, OptimizerOptions, ScheduleOptions
 from sortyard.training.recorder import Records
 from sortyard.training.schedule import lr_factor
@@ -94,40 +94,48 @@ def train(
     if is_first():
         check_trackers(loop.trackers)
     display = progress or Progress()
-    with run_lock(run.path) if is_first() else nullcontext():
+    with run_lock(run.path) if is_first() else nullcontext(), open_watch(run, parallel) as watch:
+        watch.beat("meeting the others")
         session = open_session(
-            model, objective=objective, loop=loop, optimizer=optimizer, run=run, display=display, parallel=parallel
+            model,
+            objective=objective,
+            loop=loop,
+            optimizer=optimizer,
+            run=run,
+            display=display,
+            parallel=parallel,
+            watch=watch,
         )
-        with session.watch as watch:
-            watch.beat("loading the checkpoint", limited=False)
-            was_resumed = session.restore(run)
-            state, total = session.state, loop.total_steps(source.steps_per_epoch)
-            if not _is_over(state, total=total, loop=loop):  # as the recipe was changed, and asks for more
-                state.finished = ""
-            if state.finished:
-                session.finish(run, keep_best=loop.keep_best)
-                where = f"{run.path} finished at step {state.step} ({state.finished})"
-                display.message(f"{where}: there is nothing left to do")
-                return TrainResult(state, was_finished=True)
+        watch.beat("loading the checkpoint", limited=False)
+        was_resumed = session.restore(run)
+        state, total = session.state, loop.total_steps(source.steps_per_epoch)
+        is_over = state.is_out_of_patience(loop) or bool(_reason_to_finish(state, total=total, loop=loop))
+        if not is_over:  # as the recipe was changed, and asks for more
+            state.finished = ""
+        if state.finished:
+            session.finish(run, keep_best=loop.keep_best)
+            where = f"{run.path} finished at step {state.step} ({state.finished})"
+            display.message(f"{where}: there is nothing left to do")
+            return TrainResult(state, was_finished=True)
 
-            recorder = Records()
-            if is_first():
-                recorder = open_recorder(
-                    session, run, loop=loop, display=display, parallel=parallel, source=source, flops=flops
-                )
-            stepper = session.stepper(
-                objective=objective,
-                max_grad_norm=loop.max_grad_norm,
-                lr=lambda step: optimizer.lr * lr_factor(step, total, schedule),
-                seed=seed,
+        recorder = Records()
+        if is_first():
+            recorder = open_recorder(
+                session, run, loop=loop, display=display, parallel=parallel, source=source, flops=flops
             )
-            with _recorded(recorder, state, run):
-                display.start(total=total, done=state.step)
-                recorder.event("resume" if was_resumed else "start", step=state.step, total_steps=total)
-                for note in session.notes:
-                    recorder.warn(note, step=state.step)
-                _run(session, recorder, run, source, stepper, evaluate=evaluate, best_metric=best_metric, loop=loop)
-            return TrainResult(state, was_finished=False)
+        stepper = session.stepper(
+            objective=objective,
+            max_grad_norm=loop.max_grad_norm,
+            lr=lambda step: optimizer.lr * lr_factor(step, total, schedule),
+            seed=seed,
+        )
+        with _recorded(recorder, state, run):
+            display.start(total=total, done=state.step)
+            recorder.event("resume" if was_resumed else "start", step=state.step, total_steps=total)
+            for note in session.notes:
+                recorder.warn(note, step=state.step)
+            _run(session, recorder, run, source, stepper, evaluate=evaluate, best_metric=best_metric, loop=loop)
+        return TrainResult(state, was_finished=False)
 
 
 def _run(
@@ -212,10 +220,6 @@ def _reason_to_finish(state: TrainState, *, total: int, loop: LoopOptions) -> st
     if state.step >= total:
         return "steps"
     return "max_seconds" if loop.max_seconds and state.seconds >= loop.max_seconds else ""
-
-
-def _is_over(state: TrainState, *, total: int, loop: LoopOptions) -> bool:
-    return state.is_out_of_patience(loop) or bool(_reason_to_finish(state, total=total, loop=loop))
 
 
 def _report_trouble(

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from sortyard.data.batches import BatchSource
 from sortyard.errors import InputError
@@ -14,6 +15,7 @@ from sortyard.parallel.activation_checkpointing import checkpoint_activations
 from sortyard.parallel.compiling import check_compiler, compile_layers
 from sortyard.parallel.mesh import Layout, is_one_of_many, num_processes
 from sortyard.parallel.options import ParallelOptions
+from sortyard.parallel.watch import NoWatch, Watch
 from sortyard.runs.folder import RunFolder
 from sortyard.runs.progress import Progress
 from sortyard.runs.trackers import TensorBoard, Tracker, Writer
@@ -35,6 +37,7 @@ def open_session(
     run: RunFolder,
     display: Progress,
     parallel: ParallelOptions,
+    watch: NoWatch,
 ) -> Session:
     """A run's tensors and state before its first step, or before a checkpoint is loaded.
 
@@ -46,6 +49,7 @@ def open_session(
         run: the run's folder.
         display: told about damaged checkpoints.
         parallel: the layout of several processes.
+        watch: over them.
 
     Raises:
         InputError: the device is not there, it cannot compile, or the layout does not fit the processes or the model.
@@ -65,11 +69,11 @@ def open_session(
         return Session(model, build_optimizer(model, optimizer), precision, make_store())
 
     from sortyard.parallel.apply import check_model, parallelize
-    from sortyard.parallel.peers import Group
-    from sortyard.parallel.watch import Watch
+    from sortyard.parallel.peers import Group, told_of_losses
     from sortyard.training.split_session import SplitSession
 
-    layout, talk = Layout.make(parallel, device=device), Group.of_all()
+    with told_of_losses():
+        layout, talk, saving = Layout.make(parallel, device=device), Group.of_all(), Group.of_all()
     check_model(
         model, layout.options, num_micro_batches=loop.accumulation_steps, checkpointing=loop.activation_checkpointing
     )
@@ -85,11 +89,19 @@ def open_session(
         model,
         optimizer=build_optimizer(split.stages, optimizer),
         precision=precision,
-        store=make_store(peers=Group.of_all()),
+        store=make_store(peers=saving),
         split=split,
         talk=talk,
-        watch=Watch(run.processes, rank=talk.rank, size=talk.size, timeout_seconds=parallel.timeout_seconds),
+        watch=watch,
     )
+
+
+def open_watch(run: RunFolder, parallel: ParallelOptions) -> NoWatch:
+    """What finds a process that hangs, where there are several."""
+    if not is_one_of_many():
+        return NoWatch()
+    rank, size = dist.get_rank(), num_processes()
+    return Watch(run.processes, rank=rank, size=size, timeout_seconds=parallel.timeout_seconds)
 
 
 def _check_compiler(device: torch.device) -> None:

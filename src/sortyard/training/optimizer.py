@@ -51,11 +51,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> lis
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put back a checkpoint's tensors, named as by `optimizer_tensors`, for the same model."""
-    by_name: dict[str, dict[str, Tensor]] = {}
+    parameters = dict(model.named_parameters())
     for key, value in tensors.items():
         quantity, _, name = key.partition("/")
-        by_name.setdefault(name, {})[quantity] = value
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    ordered = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    state = {index: by_name[name] for index, name in enumerate(ordered) if name in by_name}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.state[parameters[name]][quantity] = value.to(parameters[name].device)

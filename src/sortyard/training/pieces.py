@@ -1,7 +1,7 @@
 """Tensors in pieces: what a process owns of each, and how any part of a tensor is put together from files of pieces."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -105,9 +105,7 @@ class PieceFiles:
         """
         whole = self.shape(name)
         offset, shape = box if box is not None else ((0,) * len(whole), whole)
-        if len(offset) != len(whole) or any(
-            begin < 0 or begin + size > end for begin, size, end in zip(offset, shape, whole, strict=True)
-        ):
+        if not _fits(offset, shape, whole):
             raise InputError(f"{name}: the box at {offset} of shape {shape} lies outside of the tensor's {whole}")
         result: Tensor | None = None
         for piece_box, (file, key) in self._boxes[name].items():
@@ -132,12 +130,14 @@ class PieceFiles:
             if key in wholes:
                 name, _, numbers = key.rpartition("@")
                 whole, offset = tuple(map(int, wholes[key])), tuple(map(int, numbers.split(",")))
-            fits = len(whole) == len(shape) == len(offset) and all(
-                begin >= 0 and begin + size <= end for begin, size, end in zip(offset, shape, whole, strict=True)
-            )
-            if not fits or self._wholes.setdefault(name, whole) != whole:
+            if not _fits(offset, shape, whole) or self._wholes.setdefault(name, whole) != whole:
                 raise ValueError(f"{key} does not fit into a tensor of shape {self._wholes.get(name, whole)}")
             self._boxes.setdefault(name, {})[offset, shape] = (file, key)
+
+
+def _fits(offset: Sequence[int], shape: Sequence[int], whole: Sequence[int]) -> bool:
+    is_inside = (begin >= 0 and begin + size <= end for begin, size, end in zip(offset, shape, whole, strict=False))
+    return len(offset) == len(shape) == len(whole) and all(is_inside)
 
 
 def _check_cover(name: str, whole: tuple[int, ...], boxes: list[Box]) -> None:
@@ -174,6 +174,5 @@ def _overlap(one: Box, other: Box) -> Box | None:
 
 
 def _slices(box: Box, *, origin: tuple[int, ...]) -> tuple[Any, ...]:
-    return tuple(slice(begin - base, begin - base + size) for begin, size, base in zip(*box, origin, strict=True)) or (
-        ...,
-    )
+    ends = zip(*box, origin, strict=True)
+    return tuple(slice(begin - base, begin - base + size) for begin, size, base in ends) or (...,)

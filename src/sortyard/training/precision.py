@@ -48,6 +48,7 @@ class Precision:
             self.scaler.get_backoff_factor(),
             self.scaler.get_growth_interval(),
         )
+        self.scaler._scale.clamp_(min=LOWEST_LOSS_SCALE)  # type: ignore[union-attr]
 
     def state(self) -> dict[str, Any]:
         """JSON values to continue from; empty unless the loss is scaled."""

@@ -1,6 +1,7 @@
 """Keeps a run's records: metrics, routing, events, trackers and the progress display, in step with its state."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from sortyard.runs.folder import RunFolder
@@ -102,9 +103,10 @@ class Recorder(Records):
 
     def close(self) -> None:
         """Finish what gets the metrics, and the display."""
-        for writer in self._writers:
-            writer.close()
         self.progress.stop()
+        for writer in self._writers:
+            with suppress(OSError):  # of a full disk, which the next checkpoint tells of
+                writer.close()
 
     def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         self.run.append_metric(kind, step, values)

@@ -24,8 +24,7 @@ def lr_factor(step: int, total_steps: int, options: ScheduleOptions) -> float:
         return (step + 1) / warmup
     if options.name == "constant":
         return 1.0
-    start = warmup if options.name != "wsd" else total_steps - round(options.decay_ratio * total_steps)
-    start = max(start, warmup)
+    start = warmup if options.name != "wsd" else max(warmup, total_steps - round(options.decay_ratio * total_steps))
     if step <= start:
         return 1.0
     progress = min(1.0, (step - start) / (total_steps - start))

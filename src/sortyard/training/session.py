@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -22,7 +23,7 @@ from sortyard.training.pieces import Piece
 from sortyard.training.precision import Precision
 from sortyard.training.state import TrainState
 from sortyard.training.step import Stepper
-from sortyard.training.weights import export_model, load_model_tensors, model_tensors
+from sortyard.training.weights import export_model, has_weights, load_model_tensors, model_tensors
 
 
 def prepare_device(options: LoopOptions) -> torch.device:
@@ -117,13 +118,19 @@ class Session:
         """Continue from the newest good checkpoint; False when there is none.
 
         Raises:
-            InputError: every checkpoint is damaged, or the newest good one does not fit the model or the recipe.
+            InputError: every checkpoint is damaged, the newest good one does not fit the model or the recipe, or a run
+                that finished has none.
         """
         accepted = [sha256(text.encode()).hexdigest() for text in run.accepted_recipes()]
         self.recipe = accepted[-1] if accepted else ""
         self.store.prepare()
         checkpoint = self.store.load_newest()
         if checkpoint is None:
+            if ends := run.finishes():
+                raise InputError(
+                    f"{run.path}: finished at step {ends[-1]}, and its checkpoints are gone, so nothing can be gone on "
+                    "with; its model, if it is there, is done"
+                )
             return False
         if accepted and checkpoint.state.get("recipe", self.recipe) not in accepted:
             raise InputError(
@@ -141,8 +148,7 @@ class Session:
 
     def save(self, run: RunFolder) -> None:
         """Make the records durable, then write a checkpoint, so that no checkpoint is newer than its records."""
-        is_first, step = self.store.peers.rank == 0, self.state.step
-        if is_first:
+        if self.store.peers.rank == 0:
             run.sync()
         state = {
             "step": self.state.step,
@@ -152,12 +158,8 @@ class Session:
             "numerics": numerics(self.precision.device),
             "recipe": self.recipe,
         }
-
-        def note() -> None:
-            if is_first:
-                run.append_event("checkpoint", step=step)
-
         weights, optimizer = self._pieces()
+        note = partial(run.append_event, "checkpoint", step=self.state.step)
         self.store.save(Snapshot(weights, optimizer, state), on_durable=note)
 
     def finish(self, run: RunFolder, *, keep_best: bool) -> None:
@@ -169,17 +171,18 @@ class Session:
         release_layers(self.model)  # whoever looks into the trained model sees its parts
         best = self.state.best_step
         checkpoint = self.store.load(best) if keep_best and best not in (0, self.state.step) else None
-        if checkpoint is not None:
-            self._take_best(checkpoint)
-        else:
+        if checkpoint is None:
             self.gather_whole()
             if keep_best and best not in (0, self.state.step):
                 self.store.warn(f"the best weights, of step {best}, are lost: the model has those of {self.state.step}")
         if self.store.peers.rank:
             return
-        ends = [event.get("step") for event in run.read_events() if event.get("event") == "finish"]
-        if self.state.step not in ends:
+        if checkpoint is not None:
+            load_model_tensors(self.model, checkpoint.tensors("model"))
+        is_told = self.state.step in run.finishes()
+        if not (is_told and has_weights(run.model)):
             export_model(self.model, run.model)
+        if not is_told:
             run.append_event("finish", step=self.state.step, reason=self.state.finished)
 
     def _pieces(self) -> tuple[list[Piece], list[Piece]]:
@@ -189,6 +192,3 @@ class Session:
     def _load(self, checkpoint: Checkpoint) -> None:
         load_model_tensors(self.model, checkpoint.tensors("model"))
         load_optimizer_tensors(self.optimizer, self.model, checkpoint.tensors("optimizer"))
-
-    def _take_best(self, checkpoint: Checkpoint) -> None:
-        load_model_tensors(self.model, checkpoint.tensors("model"))

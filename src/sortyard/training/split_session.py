@@ -15,7 +15,7 @@ from sortyard.training.pieces import Piece
 from sortyard.training.session import Session
 from sortyard.training.split_step import SplitStepper
 from sortyard.training.step import Stepper
-from sortyard.training.weights import check_fits, load_model_tensors
+from sortyard.training.weights import check_fits
 
 
 @dataclass(kw_only=True)
@@ -61,12 +61,9 @@ class SplitSession(Session):
         shared: dict[str, float] = self.talk.share(metrics)
         return shared
 
+    @told_of_losses()
     def gather_whole(self) -> None:
         """Bring the weights as they are into the first process's whole model."""
-        with told_of_losses():
-            self._gather_whole()
-
-    def _gather_whole(self) -> None:
         pieces = list(self._weights())
         labels = [[p.name, list(p.offset), list(p.tensor.shape), str(p.tensor.dtype)] for p in pieces]
         everyones = self.talk.gather(labels)
@@ -117,10 +114,6 @@ class SplitSession(Session):
         wanted = None if everyones is None else {name: shape for each in everyones for name, shape in each.items()}
         there = {name: list(checkpoint.shape("model", name)) for name in checkpoint.names("model")}
         check_fits(self.talk.share(wanted), there)
-
-    def _take_best(self, checkpoint: Checkpoint) -> None:
-        if self.talk.rank == 0:
-            load_model_tensors(self.model, checkpoint.tensors("model"))
 
 
 def _pieces_of(held: Held, name: str, value: Tensor) -> Iterator[Piece]:

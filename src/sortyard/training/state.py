@@ -63,7 +63,7 @@ class TrainState:
         """Compare an evaluation with the best so far, and finish the run where its patience is over.
 
         Args:
-            metrics: what the evaluation came to; NaN is never a gain.
+            metrics: what the evaluation came to; what is not finite is never a gain.
             best_metric: which decides; one whose name ends in loss, perplexity or error is better when lower.
             loop: its early_stopping_patience.
 
@@ -76,7 +76,7 @@ class TrainState:
         if best_metric not in metrics:
             raise InputError(f"best_metric is {best_metric!r}, but the evaluation gives {', '.join(metrics)}")
         value, sign = metrics[best_metric], -1 if best_metric.endswith(LOWER_IS_BETTER) else 1
-        is_gain = not math.isnan(value) and (self.best_value is None or sign * value > sign * self.best_value)
+        is_gain = math.isfinite(value) and (self.best_value is None or sign * value > sign * self.best_value)
         if is_gain:
             self.best_value, self.best_step, self.stale_evaluations = value, self.step, 0
         else:

@@ -56,6 +56,11 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return parameters | {name: buffer for name, buffer in model.named_buffers() if name in persistent}
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a model's folder holds weights, in one file or in several."""
+    return any(folder.glob("model*.safetensors"))
+
+
 def export_model(model: Any, folder: Path) -> None:
     """Save a model the transformers way, file by file aside and renamed; other files in the folder stay.
 

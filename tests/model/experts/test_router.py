@@ -116,3 +116,16 @@ def test_token_hash_spreads_the_vocabulary_evenly():
     token_ids = torch.arange(32768).view(1, -1)
     loads = router(torch.zeros(1, 32768, D), None, token_ids, make_segments(1, 32768, device="cpu")).loads
     assert (loads / loads.mean() - 1).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_bias_moves_in_a_model_of_16_bits_too(dtype):
+    loads = torch.tensor([70_001.0, *[70_000.0] * 7])  # alike in 16 bits, or beyond them
+    wide, short = build(), build().to(dtype)
+    for _ in range(400):
+        wide.update_bias(loads, 0.001)
+        short.update_bias(loads, 0.001)
+    assert short.gate.dtype == dtype
+    assert torch.equal(short.expert_bias, wide.expert_bias)
+    assert torch.equal(short.float().expert_bias, wide.expert_bias)
+    assert short.double().expert_bias.dtype == torch.float64

@@ -1,5 +1,6 @@
 """Routers: who decides which experts a token gets."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -86,7 +87,8 @@ class _Selection:
 class ContextRouter(nn.Module):
     """Scores experts with g = sigmoid(W [h; c]) in float32, and groups by their best experts or by sigmoid(V c).
 
-    The buffer `expert_bias` enters selection only; `update_bias` moves it between steps, a forward pass never.
+    The buffer `expert_bias` enters selection only; `update_bias` moves it between steps, a forward pass never. It stays
+    float32 in a model of 16 bits, where its steps would be lost.
     """
 
     def __init__(self, options: ExpertOptions, *, hidden_size: int) -> None:
@@ -99,6 +101,13 @@ class ContextRouter(nn.Module):
         self.group_gate = nn.Parameter(torch.empty(shape)) if options.group_gate == "context" else None
         self.expert_bias: Tensor
         self.register_buffer("expert_bias", torch.zeros(options.num_experts, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ContextRouter":
+        before = self.expert_bias
+        super()._apply(fn, recurse)
+        if self.expert_bias.itemsize < torch.float32.itemsize:
+            self.expert_bias = before.to(self.expert_bias.device, torch.float32)
+        return self
 
     def reset_parameters(self, std: float) -> None:
         """Draw the gates and clear the bias; a gate of zeros would send every token to the same experts.
@@ -143,9 +152,10 @@ class ContextRouter(nn.Module):
         """
         if rate == 0:
             return
-        loads = loads.to(self.expert_bias)
-        self.expert_bias += rate * torch.sign(loads.mean() - loads)
-        self.expert_bias -= self.expert_bias.mean()
+        wide = torch.promote_types(self.expert_bias.dtype, torch.float32)
+        loads = loads.to(self.expert_bias.device, wide)
+        moved = self.expert_bias + rate * torch.sign(loads.mean() - loads)
+        self.expert_bias.copy_(moved - moved.mean())
 
 
 class FrozenRandomRouter(ContextRouter):
@@ -165,10 +175,11 @@ class FrozenRandomRouter(ContextRouter):
         Args:
             std: standard deviation of the gates' weights.
         """
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
         for name, gate in self.named_buffers():
             if name != "expert_bias":
-                init.copy_(gate, torch.randn(gate.shape, generator=generator) * std)
+                drawn = torch.randn(gate.shape, generator=generator, device="cpu", dtype=torch.float32)
+                init.copy_(gate, drawn * std)
         init.zeros_(self.expert_bias)
 
 

@@ -59,13 +59,8 @@ def bucket_attention(
         ValueError: tensors of different shapes, types or devices, segments given twice or of another shape, an unknown
             or unavailable backend, or a hash that cannot be causal.
     """
-    if segments is not None and segments.is_traced:
-        if dropout_p:
-            raise ValueError(f"dropout_p is {dropout_p}, but a traced graph has no dropout; call model.eval() first")
-        return call_operator(
-            q, k, v, spec, causal=causal, segments=segments, global_tokens=global_tokens, backend=backend
-        )
-    check_inputs(q, k=k, v=v)
+    if segments is None or not segments.is_traced:
+        check_inputs(q, k=k, v=v)
     segments = find_segments(
         q.shape[0],
         q.shape[2],
@@ -74,6 +69,12 @@ def bucket_attention(
         cu_seqlens=cu_seqlens,
         device=q.device,
     )
+    if segments.is_traced:
+        if dropout_p:
+            raise ValueError(f"dropout_p is {dropout_p}, but a traced graph has no dropout; call model.eval() first")
+        return call_operator(
+            q, k, v, spec, causal=causal, segments=segments, global_tokens=global_tokens, backend=backend
+        )
     chosen = choose_backend(backend, device=q.device)
     with torch.autocast(q.device.type, enabled=False):
         if chosen == "reference":

@@ -35,8 +35,9 @@ def choose_backend(backend: str | None = None, *, device: str | torch.device = "
     Args:
         backend: "reference" (dense from a literal relation, slow on purpose), "cpu" (plain torch on any device),
             "compiled" (own C++ kernels on a CPU), "triton" (own kernels on a GPU), or None: what the environment
-            variable SORTYARD_BACKEND says, or else the best for the device. Graph capture by torch.compile and
-            torch.export gets plain torch, which it can see into.
+            variable SORTYARD_BACKEND says, or else the best for the device. While torch.compile captures a graph, that
+            is plain torch, which it can see into; a graph that finds the sequences itself, as those of torch.export do,
+            holds all of `bucket_attention` as one operator, which chooses when it runs.
         device: Where the call's tensors are.
 
     Returns:
@@ -63,8 +64,18 @@ def _check_runs(name: Backend, *, field: str, device: torch.device) -> None:
         reason = _why_not_compiled() if device.type == "cpu" else f"the tensors are on {device}"
         if reason is not None:
             raise ValueError(f"{field} is 'compiled', which does not run here: {reason}; leave it out or choose 'cpu'")
-    if name == "triton" and find_spec("triton") is None:
-        raise ValueError(f"{field} is 'triton', but triton is not installed; install it or choose 'cpu'")
+    if name == "triton" and not _triton_runs(device):
+        raise ValueError(
+            f"{field} is 'triton', which needs triton and a CUDA device, and the tensors are on {device}; leave it out "
+            "or choose 'cpu' (or set TRITON_INTERPRET=1 to interpret its kernels, which is slow)"
+        )
+
+
+def _triton_runs(device: torch.device) -> bool:
+    from sortyard.ops.bucket_attention.triton_backend import is_available  # which imports much of this package
+
+    runs: bool = is_available(device)
+    return runs
 
 
 @lru_cache(maxsize=1)

@@ -149,7 +149,7 @@ def _make_group(
     lengths = tuple(segments.lengths[number] for number in numbers)
     longest, total, device = max(lengths), sum(lengths), segments.token_index.device
     starts = [0, *accumulate(segments.lengths)]
-    facts = _to_device(torch.tensor([[starts[number] for number in numbers], lengths]), device)
+    facts = _to_device(torch.tensor([[starts[number] for number in numbers], lengths], device="cpu"), device)
     place = torch.arange(longest, device=device)
     real = place < facts[1][:, None]
     of_sequence = torch.repeat_interleave(torch.arange(len(numbers), device=device), facts[1], output_size=total)

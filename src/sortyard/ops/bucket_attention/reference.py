@@ -95,8 +95,9 @@ def _sequence_relation(
     if isinstance(shape, RoundsShape):
         near = _rounds_heads(q, k, spec, shape, marked=marked, causal=causal)
     else:
-        near = torch.ones(H, n, n, dtype=torch.long).tril() if causal else torch.ones(H, n, n, dtype=torch.long)
-    return SequenceRelation(near, torch.zeros(H, 0, n, dtype=torch.bool), near[..., :0])
+        near = torch.ones(H, n, n, dtype=torch.long, device=q.device)
+        near = near.tril() if causal else near
+    return SequenceRelation(near, near[:, :0] > 0, near[..., :0])
 
 
 def _tree_head(
@@ -116,8 +117,8 @@ def _tree_head(
         root = content_tree(k, levels=shape.levels, power_steps=spec.power_steps, seed=spec.seed, queries=queries)
     nodes = root.all_nodes()
     number = {id(node): m for m, node in enumerate(nodes)}
-    near, counts = torch.zeros(n, n, dtype=torch.long), torch.zeros(n, len(nodes), dtype=torch.long)
-    members = torch.zeros(len(nodes), n, dtype=torch.bool)
+    near, counts = (torch.zeros(n, size, dtype=torch.long, device=q.device) for size in (n, len(nodes)))
+    members = torch.zeros(len(nodes), n, dtype=torch.bool, device=q.device)
     for m, node in enumerate(nodes):
         members[m, node.keys] = True
     for start in range(0, n, spec.query_chunk):
@@ -188,7 +189,7 @@ def _rounds_heads(
 ) -> Tensor:
     """How often each pair of each head counts."""
     H, n, _ = q.shape
-    times = torch.zeros(H, n, n, dtype=torch.long)
+    times = torch.zeros(H, n, n, dtype=torch.long, device=q.device)
     sized = replace(spec, bucket_size=shape.bucket_size, num_buckets=None) if spec.hash == "kmeans" else spec
     for r in range(spec.num_hash_rounds):
         query_codes, key_codes = (

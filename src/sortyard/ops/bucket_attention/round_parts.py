@@ -152,7 +152,8 @@ def _window_rule(
 def _local_part(plan: RoundsPlan, *, heads: int, dtype: torch.dtype) -> Part:
     """Keys at most local_window away, and the global tokens further away, for chunks of consecutive queries."""
     spec, group, device = plan.spec, plan.group, plan.group.real.device
-    n, w, g = group.length, spec.local_window, group.globals_at.shape[-1]
+    n, g = group.length, group.globals_at.shape[-1]
+    w = min(spec.local_window, n)
     c = min(max(_LEAST_LOCAL_CHUNK, w), _MOST_LOCAL_CHUNK)
     S, C = len(group.lengths), -(-n // c)
     starts = torch.arange(C, device=device)[:, None] * c

@@ -38,7 +38,7 @@ def rounds_attention(
     """
     plan = RoundsPlan(spec, group, causal, hash_rounds(q, k, spec, group=group, causal=causal))
     # Drawn from torch's own state, so that a recomputed forward under activation checkpointing drops the same weights.
-    dropout = Dropout(dropout_p, int(torch.randint(2**62, ()))) if dropout_p > 0 else None
+    dropout = Dropout(dropout_p, int(torch.randint(2**62, (), device="cpu"))) if dropout_p > 0 else None
     out: Tensor = _RoundsAttention.apply(q, k, v, plan, dropout)  # type: ignore[no-untyped-call]
     return out
 
@@ -58,5 +58,6 @@ class _RoundsAttention(torch.autograd.Function):
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors  # type: ignore[attr-defined]
         plan, dropout = ctx.plan, ctx.dropout  # type: ignore[attr-defined]
-        dq, dk, dv = differentiate_parts(grads[0], q, k, v, plan, out=out, lse=lse, dropout=dropout)
+        with torch.autocast(q.device.type, enabled=False):  # the caller's may be on here
+            dq, dk, dv = differentiate_parts(grads[0], q, k, v, plan, out=out, lse=lse, dropout=dropout)
         return dq, dk, dv, None, None

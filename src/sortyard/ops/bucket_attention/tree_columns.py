@@ -126,7 +126,8 @@ def make_window(tree: TreeChoice, spec: BucketSpec, *, group: Group, sequence: i
     Returns:
         The window.
     """
-    w, length = spec.local_window, group.lengths[sequence]
+    length = group.lengths[sequence]
+    w = min(spec.local_window, length)
     margin = w if tree.own_from is None else max(w, tree.leaves.width - 1)
     chunks = -(-length // spec.query_chunk)
     own_from = None if tree.own_from is None else tree.own_from[:chunks]

@@ -153,32 +153,37 @@ class TreePass(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of queries, keys and values; columns and weights are made again."""
-        q, k, v, key_means, value_means = ctx.saved_tensors  # type: ignore[attr-defined]
-        tree, _, group = ctx.choice  # type: ignore[attr-defined]
-        k, v, scale = k.contiguous(), v.contiguous(), q.shape[-1] ** -0.5
-        dq = q.new_zeros(q.shape)
-        dk, dv, dkm, dvm = (x.new_zeros(x.shape, dtype=key_means.dtype) for x in (k, v, key_means, value_means))
-        scratch = Scratch()
-        for block in _pass_blocks(ctx, key_means, scratch=scratch):
-            queries = _tile(block, q, name="queries", scratch=scratch)
-            weights = _weights(block, queries, k, key_means, scratch=scratch)
-            up = _tile(block, grads[0], name="up", scratch=scratch)
-            by_column = scratch.get("gradient", *block.bias.shape[:2], block.bias.shape[-1], q.shape[-1], like=up)
-            torch.bmm(weights.transpose(1, 2), up, out=by_column.flatten(0, 1))
-            block.scatter(by_column, dv, dvm)
-            values = _columns(block, v, value_means, name="values", scratch=scratch)
-            # The logits are no longer needed; their place takes their gradient.
-            pull = torch.bmm(up, values.transpose(1, 2), out=block.bias.flatten(0, 1))
-            share = torch.mul(pull, weights, out=scratch.get("share", *pull.shape, like=up)).sum(-1, keepdim=True)
-            pull.sub_(share).mul_(weights).mul_(scale)
-            torch.bmm(pull.transpose(1, 2), queries, out=by_column.flatten(0, 1))
-            block.scatter(by_column, dk, dkm)
-            # `_weights` left the keys in this place.
-            keys = scratch.get("columns", *values.shape, like=values)
-            block.put(dq, torch.bmm(pull, keys, out=up).view(*block.bias.shape[:3], -1))
-        for total, means in ((dk, dkm), (dv, dvm)):
-            add_shares(total, means, tree.leaves, tree.sizes, real=group.real)
-        return dq, dk.to(k.dtype), dv.to(v.dtype), None, None, None, None
+        with torch.autocast(grads[0].device.type, enabled=False):  # the caller's may be on here
+            return *_differentiate(ctx, grads[0]), None, None, None, None
+
+
+def _differentiate(ctx: FunctionCtx, grad: Float[Tensor, "S H n K"]) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, key_means, value_means = ctx.saved_tensors  # type: ignore[attr-defined]
+    tree, _, group = ctx.choice  # type: ignore[attr-defined]
+    k, v, scale = k.contiguous(), v.contiguous(), q.shape[-1] ** -0.5
+    dq = q.new_zeros(q.shape)
+    dk, dv, dkm, dvm = (x.new_zeros(x.shape, dtype=key_means.dtype) for x in (k, v, key_means, value_means))
+    scratch = Scratch()
+    for block in _pass_blocks(ctx, key_means, scratch=scratch):
+        queries = _tile(block, q, name="queries", scratch=scratch)
+        weights = _weights(block, queries, k, key_means, scratch=scratch)
+        up = _tile(block, grad, name="up", scratch=scratch)
+        by_column = scratch.get("gradient", *block.bias.shape[:2], block.bias.shape[-1], q.shape[-1], like=up)
+        torch.bmm(weights.transpose(1, 2), up, out=by_column.flatten(0, 1))
+        block.scatter(by_column, dv, dvm)
+        values = _columns(block, v, value_means, name="values", scratch=scratch)
+        # The logits are no longer needed; their place takes their gradient.
+        pull = torch.bmm(up, values.transpose(1, 2), out=block.bias.flatten(0, 1))
+        share = torch.mul(pull, weights, out=scratch.get("share", *pull.shape, like=up)).sum(-1, keepdim=True)
+        pull.sub_(share).mul_(weights).mul_(scale)
+        torch.bmm(pull.transpose(1, 2), queries, out=by_column.flatten(0, 1))
+        block.scatter(by_column, dk, dkm)
+        # `_weights` left the keys in this place.
+        keys = scratch.get("columns", *values.shape, like=values)
+        block.put(dq, torch.bmm(pull, keys, out=up).view(*block.bias.shape[:3], -1))
+    for total, means in ((dk, dkm), (dv, dvm)):
+        add_shares(total, means, tree.leaves, tree.sizes, real=group.real)
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
 def _pass_blocks(ctx: FunctionCtx, key_means: Float[Tensor, "S H nodes K"], *, scratch: Scratch) -> Iterator[Block]:

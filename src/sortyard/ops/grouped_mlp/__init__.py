@@ -118,8 +118,8 @@ def _check_runs(backend: str, x: Tensor, *, widths: tuple[int, ...]) -> None:
     if backend == "grouped" and not can_group(x, widths=widths):
         raise ValueError(
             f"backend='grouped' cannot multiply {x.dtype} rows of widths {widths} on {x.device.type}: torch's kernel "
-            "takes float32, bfloat16 and float16, rows of a multiple of 16 bytes, and in compiled graphs bfloat16 "
-            "only; leave backend out"
+            "runs on CPUs and on CUDA devices of compute capability 8.0 or more; it takes float32, bfloat16 and "
+            "float16, rows of a multiple of 16 bytes, and in compiled graphs bfloat16 only; leave backend out"
         )
     if backend == "triton" and not is_available(x.device):
         raise ValueError(

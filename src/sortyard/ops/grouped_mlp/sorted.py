@@ -48,12 +48,16 @@ def sorted_mlp(
 ) -> Float[Tensor, "N D"]:
     """Run all experts side by side; arguments as for `grouped_mlp`."""
     order = sort_copies(routing)
-    inner = F.grouped_mm(dispatch(x, order), up.transpose(1, 2), offs=order.ends)  # [R, up]
+    rows, pads = dispatch(x, order), None
+    if torch.compiler.is_compiling():  # pads stand behind the last run there, where products write nothing
+        pads = (order.experts >= len(up))[:, None]
+        rows = rows.masked_fill(pads, 0)  # for their gradient
+    inner = F.grouped_mm(rows, up.transpose(1, 2), offs=order.ends)  # [R, up]
     inner = activate(_add_bias(inner, up_bias, order), activation=activation, gated=gated)  # [R, F]
     copies = F.grouped_mm(inner, down.transpose(1, 2), offs=order.ends)  # [R, D]
     copies = _add_bias(copies, down_bias, order)
-    if torch.compiler.is_compiling():  # pads stand behind the last run there, where the products write nothing
-        copies = copies.masked_fill((order.experts >= len(up))[:, None], 0)
+    if pads is not None:
+        copies = copies.masked_fill(pads, 0)
     return combine(copies, order, weights=routing.weights)
 
 

@@ -18,12 +18,22 @@ CENTRED: frozenset[HashName] = frozenset({"gray", "cross_polytope", "e2lsh", "km
 
 def round_generator(seed: int, round_index: int) -> torch.Generator:
     """The generator of one round's projections: the same for all heads, sequences and devices."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + round_index)
+    return torch.Generator("cpu").manual_seed(seed * 1_000_003 + round_index)
+
+
+def draw_normals(*shape: int, generator: torch.Generator) -> Float[Tensor, "*shape"]:
+    """Standard normal numbers in float32 on the CPU, whatever device and type are torch's defaults."""
+    return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
+
+
+def draw_uniform(generator: torch.Generator) -> float:
+    """A number from 0 to 1, drawn as `draw_normals` draws."""
+    return float(torch.rand((), generator=generator, device="cpu", dtype=torch.float32))
 
 
 def gray_projections(width: int, *, seed: int, rounds: range) -> Float[Tensor, "K planes"]:
     """The normals of every round's 16 hyperplanes, side by side, so that one product serves all rounds."""
-    drawn = [torch.randn(width, CODE_BITS, generator=round_generator(seed, index)) for index in rounds]
+    drawn = [draw_normals(width, CODE_BITS, generator=round_generator(seed, index)) for index in rounds]
     return torch.cat(drawn, -1)
 
 
@@ -49,7 +59,7 @@ def inverse_gray(pattern: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
 
 def cross_polytope_codes(x: Float[Tensor, "*batch K"], *, seed: int, round_index: int) -> Int[Tensor, "*batch"]:
     """The nearest of the 2 K signed axes after a random projection."""
-    projections = torch.randn(x.shape[-1], x.shape[-1], generator=round_generator(seed, round_index)).to(x)
+    projections = draw_normals(x.shape[-1], x.shape[-1], generator=round_generator(seed, round_index)).to(x)
     projected = x @ projections
     return torch.cat([projected, -projected], -1).argmax(-1)
 
@@ -57,8 +67,8 @@ def cross_polytope_codes(x: Float[Tensor, "*batch K"], *, seed: int, round_index
 def e2lsh_codes(x: Float[Tensor, "*batch K"], *, seed: int, round_index: int) -> Int[Tensor, "*batch"]:
     """floor((x . a + b) / w): the cell of a one-dimensional projection, in the projection's order."""
     generator = round_generator(seed, round_index)
-    direction = (torch.randn(x.shape[-1], generator=generator) * x.shape[-1] ** -0.5).to(x)
-    offset = float(torch.rand((), generator=generator)) * _E2LSH_WIDTH
+    direction = (draw_normals(x.shape[-1], generator=generator) * x.shape[-1] ** -0.5).to(x)
+    offset = draw_uniform(generator) * _E2LSH_WIDTH
     cells: Tensor = ((x @ direction + offset) / _E2LSH_WIDTH).floor().long()
     return cells
 
@@ -68,7 +78,7 @@ def sign_sum_codes(
 ) -> Int[Tensor, "*batch"]:
     """(sum of signs * 1319) mod num_buckets: it forgets which sign, so it is no better than `random`; a control."""
     generator = round_generator(seed, round_index)
-    projections = torch.randn(x.shape[-1], _SIGN_SUM_DIRECTIONS, generator=generator).to(x)
+    projections = draw_normals(x.shape[-1], _SIGN_SUM_DIRECTIONS, generator=generator).to(x)
     return ((x @ projections).sign().sum(-1).long() * _SIGN_SUM_FACTOR) % num_buckets
 
 
@@ -77,7 +87,7 @@ def random_codes(positions: Int[Tensor, "*batch"], *, seed: int, round_index: in
 
     An integer mix rather than a generator, so that a code never depends on the length of the row.
     """
-    salt = int(torch.randint(2**31, (), generator=round_generator(seed, round_index)))
+    salt = int(torch.randint(2**31, (), generator=round_generator(seed, round_index), device="cpu"))
     mixed = (positions + salt) & 0xFFFFFFFF
     for factor in (0x45D9F3B, 0x119DE1F3):
         mixed = ((mixed ^ (mixed >> 16)) * factor) & 0xFFFFFFFF
@@ -115,7 +125,7 @@ def kmeans_centroids(
         sizes = keys.new_zeros(S, H, len(place), 1).scatter_add_(-2, index, real.expand(S, H, n, 1))
         sums = torch.zeros_like(centroids).scatter_add_(-2, index.expand(S, H, n, K), keys * real)
         centroids = torch.where(sizes > 0, sums / sizes.clamp_min(1), centroids)
-    direction = torch.randn(K, generator=round_generator(seed, round_index)).to(keys)
+    direction = draw_normals(K, generator=round_generator(seed, round_index)).to(keys)
     unused = (place >= counts[:, None])[:, None]
     order = (centroids @ direction).masked_fill(unused, torch.inf).argsort(dim=-1, stable=True)
     return centroids.gather(-2, order[..., None].expand_as(centroids)), counts

@@ -36,7 +36,8 @@ class Leaves:
 def split_directions(levels: int, *, head_dim: int, seed: int) -> Float[Tensor, "levels K"]:
     """One seeded start direction a level, shared by heads, nodes and sequences, whatever the depth."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(_MOST_LEVELS, head_dim, generator=generator, device="cpu")[:levels]
+    drawn = torch.randn(_MOST_LEVELS, head_dim, generator=generator, device="cpu", dtype=torch.float32)
+    return drawn[:levels]
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ def content_tree(
         The root.
     """
     n = len(keys)
-    moments = torch.eye(keys.shape[-1]).to(keys)
+    moments = torch.eye(keys.shape[-1], dtype=keys.dtype, device=keys.device)
     if queries is not None:
         samples = min(n, 256)
         seen = [queries[(2 * i + 1) * n // (2 * samples)] for i in range(samples)]

@@ -61,7 +61,7 @@ def compiled_tree_attention(
         dropout_p: Probability of dropping a weight; above 0 plain torch computes, as the kernels drop none.
 
     Returns:
-        One output a query, in the order of q's strides.
+        One output a query.
     """
     if dropout_p > 0:
         return tree_attention(q, k, v, spec, group=group, causal=causal, dropout_p=dropout_p)

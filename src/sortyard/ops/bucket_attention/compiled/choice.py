@@ -32,14 +32,15 @@ def choose_compiled(
     problem = make_problem(q, spec, group=group, causal=causal)
     chosen = choose_nodes(q, k, None, seed=spec.seed, problem=problem)
     numbers = problem.numbers
-    starts = torch.arange(0, numbers["length"], numbers["chunk"])
+    # Devices are named, as in `choose_nodes`.
+    starts = torch.arange(0, numbers["length"], numbers["chunk"], device="cpu")
     lengths, size = problem.lengths, numbers["bucket_size"]
     if causal:
-        position = torch.arange(numbers["length"]).expand(len(lengths), numbers["heads"], -1)
+        position = torch.arange(numbers["length"], device="cpu").expand(len(lengths), numbers["heads"], -1)
         leaves = Leaves(position, group.real, position, size)
-        bounds = (torch.arange(numbers["leaves"] + 1) * size).expand(len(lengths), -1)
+        bounds = (torch.arange(numbers["leaves"] + 1, device="cpu") * size).expand(len(lengths), -1)
     else:
-        bounds = torch.arange(numbers["leaves"] + 1) * lengths[:, None] >> numbers["levels"]
+        bounds = torch.arange(numbers["leaves"] + 1, device="cpu") * lengths[:, None] >> numbers["levels"]
         leaves = _content_leaves(chosen, bounds, numbers["length"])
     sizes = [
         (bounds[:, step::step] - bounds[:, :-step:step])[:, : numbers["leaves"] // step]
@@ -55,14 +56,15 @@ def _content_leaves(chosen: Chosen, bounds: Int[Tensor, "S borders"], n: int) ->
     S, H, _ = chosen.order.shape
     width = -(-n // (bounds.shape[-1] - 1))
     slots = (bounds.shape[-1] - 1) * width
-    real = torch.arange(n) < bounds[:, -1:]
-    order = torch.where(real[:, None], chosen.order.long(), torch.arange(n))
+    position = torch.arange(n, device="cpu")
+    real = position < bounds[:, -1:]
+    order = torch.where(real[:, None], chosen.order.long(), position)
     leaf = chosen.leaf_of.long()
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(n).expand_as(order))
+    rank = torch.empty_like(order).scatter_(-1, order, position.expand_as(order))
     slot_of = leaf * width + rank - bounds[:, None].expand(S, H, -1).gather(-1, leaf)
     slot_of = torch.where(real[:, None], slot_of, slots)
-    places = order.new_zeros(S, H, slots + 1).scatter_(-1, slot_of, torch.arange(n).expand_as(order))
-    used = torch.zeros(S, slots + 1, dtype=torch.bool).scatter_(-1, slot_of[:, 0], True)[:, :slots]
+    places = order.new_zeros(S, H, slots + 1).scatter_(-1, slot_of, position.expand_as(order))
+    used = torch.zeros(S, slots + 1, dtype=torch.bool, device="cpu").scatter_(-1, slot_of[:, 0], True)[:, :slots]
     return Leaves(places[..., :slots], used, slot_of, width)
 
 

@@ -1,6 +1,7 @@
 """Tree attention as one autograd function: choose, attend, and recompute in the backward pass."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from sortyard.ops.bucket_attention.triton_backend.row_kernels import INTERPRETED
 from sortyard.ops.bucket_attention.triton_backend.tree import BLOCKING, Sorted, descend, sort_keys, sum_tree
 
 _MOST_BYTES = 128  # of a column of a tile of queries
+_MOST_PAIRS = 65_535  # that a grid takes along its second and third axis
 
 
 def tree_attention(
@@ -44,6 +46,14 @@ def tree_attention(
         One output a query.
     """
     S, H, n, K = q.shape
+    step = max(1, _MOST_PAIRS // H)
+    if step < S:
+        outputs = []
+        for rows in (slice(first, first + step) for first in range(0, S, step)):
+            # All that launches read of a group.
+            part = replace(group, real=group.real[rows], globals_at=group.globals_at[rows])
+            outputs.append(tree_attention(q[rows], k[rows], v[rows], spec, group=part, causal=causal))
+        return torch.cat(outputs)
     problem = make_problem((S, H, n, K), spec, dtype=q.dtype, device=q.device, group=group, causal=causal)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]

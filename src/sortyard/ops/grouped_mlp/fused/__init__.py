@@ -1,4 +1,4 @@
-"""All experts in one operator, forward and backward written out, one expert at a time."""
+"""All experts in one operator, forward and backward written out, a batch of experts at a time."""
 
 import torch
 from jaxtyping import Float
