@@ -51,6 +51,24 @@ def test_flops_of_a_dense_layer_by_hand() -> None:
     assert head_flops_per_target(model) == 2 * (32 * 32 + 32 * 40)
 
 
+@pytest.mark.parametrize(
+    ("changes", "weights"),
+    [
+        ({"context": "none"}, 8 * 32),
+        ({"context": "mean"}, 8 * 64),
+        ({"context": "mean", "group_gate": "context"}, 8 * 64 + 4 * 32),
+        ({"context": "mean", "router": "frozen_random"}, 8 * 64),
+        ({"context": "mean", "router": "token_hash"}, 0),
+    ],
+    ids=["token", "context", "groups", "frozen", "hash"],
+)
+def test_flops_of_an_expert_layer_by_hand(changes: dict[str, Any], weights: int) -> None:
+    groups = {"num_expert_groups": 4, "num_groups_per_tok": 2}
+    model = shapes(attention="dense", num_hidden_layers=1, gated_ffn=False, **groups, **changes)
+    linear = 4 * 32 * 32 + 2 * (32 * 24 + 24 * 32)  # attention, and two experts
+    assert forward_flops_per_token(model, length=10) == 2 * (linear + weights) + 4 * 10 * 32
+
+
 def test_bucket_attention_is_dense_when_short_and_cheaper_when_long() -> None:
     model = shapes()
     assert forward_flops_per_token(model, length=16) == forward_flops_per_token(model, length=16, attention="dense")

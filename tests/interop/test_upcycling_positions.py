@@ -58,6 +58,13 @@ def test_a_long_sequence_runs_and_the_report_says_what_is_kept(family, positions
     assert (apart < 1e-5) == found.report.is_exact
 
 
+@pytest.mark.parametrize("family", [*LEARNED, "modernbert"])
+def test_learned_positions_are_exact_up_to_the_old_length_and_rotary_ones_up_to_the_new(family):
+    settings = {"max_position_embeddings": 2 * POSITIONS, "positions": "keep", "attention": "dense"}
+    report = upcycle_with_report(random_model(family, "base"), **settings).report
+    assert report.exact_up_to == (2 * POSITIONS if family == "modernbert" else POSITIONS)
+
+
 def test_the_same_length_changes_nothing():
     found = upcycle_with_report(random_model("bert", "base"), max_position_embeddings=POSITIONS)
     assert found.report.is_exact

@@ -14,15 +14,18 @@ from sortyard.cli.main import app
 from sortyard.errors import InputError
 from sortyard.studies.bench import sides
 from sortyard.studies.claims.claim_list import CLAIMS
+from sortyard.studies.claims.claims_page import markdown
 from sortyard.studies.claims.cpu_steps import Asked, ledger_steps
 from sortyard.studies.claims.findings import FAILS, HOLDS, IN_PART, MISSING, Finding
 from sortyard.studies.claims.ledger import READERS, SHARED, ClaimsPlan, run_claims
 from sortyard.studies.claims.running import StepLog, run_steps
 from sortyard.studies.claims.steps import Step, wanted
 from sortyard.studies.claims.texts import write_texts
+from sortyard.studies.crew import Ended
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 ASKED = Asked(domains=("a", "b"), has_encoder=True, has_novels=True, compiled=True)
+HERE = {"machine": {"cpu": "Here", "cores": 2, "device": "cpu"}, "code": "aaaa", "commit": None}
 PLAN = ClaimsPlan(texts={}, encoder=None, glue=None, novels=None, claims=("C3",), gpu=False, jobs=2, compiled=True)
 
 
@@ -31,9 +34,16 @@ def _nothing(*_: object) -> None:
 
 
 def _run(
-    steps: Sequence[Step], work: Path, *, jobs: int = 2, minutes: float = 9.0, say: Callable[[str], None] = _nothing
+    steps: Sequence[Step],
+    work: Path,
+    *,
+    minutes: float = 9.0,
+    say: Callable[[str], None] = _nothing,
+    origin: dict[str, Any] | None = None,
 ) -> StepLog:
-    return run_steps(steps, places={"work": work}, jobs=jobs, minutes=minutes, say=say, after=_nothing)
+    return run_steps(
+        steps, places={"work": work}, origin=origin or HERE, jobs=2, minutes=minutes, say=say, after=_nothing
+    )
 
 
 def _parsed(words: Sequence[str]) -> dict[str, Any]:
@@ -115,6 +125,8 @@ class TestRunning:
         assert log.is_done(steps[2])
         assert "no-such-file" in log.problem("bad")
         assert log.problem("after-bad") == "bad failed"
+        assert log.entries["after-bad"]["origins"] == []  # it was not made anywhere
+        assert log.entries["good"]["origins"] == [HERE]
         assert any("left out, bad failed" in line for line in told)
 
     def test_what_is_done_is_not_run_again_until_its_words_change(self, tmp_path: Path) -> None:
@@ -125,6 +137,65 @@ class TestRunning:
         assert told == []
         _run([replace(step, words=("recipes", "--json"))], tmp_path, say=told.append)
         assert any("done" in line for line in told)
+
+    def test_what_reads_a_step_that_is_done_anew_is_done_anew(self, tmp_path: Path) -> None:
+        need, reader = (Step(name, ("recipes",), 1, makes_folder=False) for name in ("need", "reader"))
+        reader = replace(reader, needs=("need",))
+        _run([need, reader], tmp_path)
+        changed = replace(need, words=("recipes", "--json"))
+        assert _run([changed], tmp_path).left([changed, reader]) == [reader]  # though it was not asked for meanwhile
+        told: list[str] = []
+        _run([changed, reader], tmp_path, say=told.append)
+        assert [line.split(":")[0] for line in told] == ["1/1  reader", "reader"]
+        assert _run([changed, reader], tmp_path).left([changed, reader]) == []
+
+    def test_a_run_that_other_words_began_is_not_gone_on_with(self, tmp_path: Path) -> None:
+        run = Step("C3/one", ("pretrain", "no-such-recipe"), 1, resumes=True)
+        _run([run], tmp_path)  # ends badly; its words are kept all the same
+        _begin(tmp_path / run.name)
+        other = replace(run, words=("pretrain", "another"))
+        told: list[str] = []
+        with pytest.raises(InputError, match=r"C3/one: begun by another command.*remove it, or give another --out"):
+            _run([Step("free", ("recipes",), 1, makes_folder=False), other], tmp_path, say=told.append)
+        assert told == []
+        assert not StepLog.read(tmp_path).is_done(other)
+        shutil.rmtree(tmp_path / run.name)
+        _run([other], tmp_path, say=told.append)
+        assert told
+
+    def test_the_words_of_a_run_are_kept_before_it_begins(self, tmp_path: Path) -> None:
+        run = Step("C3/one", ("pretrain", "small"), 1, resumes=True)
+        StepLog.read(tmp_path).note_begin(run, origin=HERE)  # and then the machine stops
+        _begin(tmp_path / run.name)
+        log = StepLog.read(tmp_path)
+        log.check_resumable([run])
+        with pytest.raises(InputError, match="C3/one"):
+            log.check_resumable([replace(run, words=("pretrain", "another"))])
+
+    def test_a_finished_run_is_not_kept_when_what_it_read_is_made_anew(self, tmp_path: Path) -> None:
+        need = Step("prepared", ("data", "prep", "x"), 1)
+        run = Step("C3/one", ("pretrain", "small"), 1, resumes=True, needs=("prepared",))
+        log = StepLog.read(tmp_path)
+        for step in (need, run):
+            log.note_begin(step, origin=HERE)
+            log.note(step, problem="", ended=None)
+        _begin(tmp_path / run.name)
+        log.check_resumable([need, run])
+        with pytest.raises(InputError, match="C3/one"):
+            log.check_resumable([replace(need, words=("data", "prep", "y")), run])
+
+    def test_where_a_step_was_made_is_kept_once_and_what_begins_anew_costs_anew(self, tmp_path: Path) -> None:
+        step = Step("one", ("recipes",), 1, makes_folder=False)
+        log, there = StepLog.read(tmp_path), HERE | {"machine": HERE["machine"] | {"cpu": "There"}}
+        for origin in (HERE, HERE, there):
+            log.note_begin(step, origin=origin)
+            log.note(step, problem=None, ended=Ended(130, 2.0, 1.5, was_stopped=True))
+        entry = StepLog.read(tmp_path).entries["one"]
+        assert entry["origins"] == [HERE, there]
+        assert entry["processor_seconds"] == 4.5
+        log.note_begin(replace(step, words=("recipes", "--json")), origin=there)
+        assert log.entries["one"]["origins"] == [there]
+        assert log.entries["one"]["processor_seconds"] == 0
 
     def test_nothing_begins_when_the_time_is_over(self, tmp_path: Path) -> None:
         step = Step("one", ("recipes",), 1, makes_folder=False)
@@ -141,7 +212,81 @@ class TestRunning:
         assert _run([step], tmp_path).is_done(step)
 
 
+def _begin(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "resolved.yaml").touch()
+
+
+class TestGiven:
+    @pytest.fixture
+    def plan(self, tmp_path: Path) -> ClaimsPlan:
+        for folder in ("encoder", "glue"):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "content").write_text("mine")
+        (tmp_path / "novels.jsonl").write_text("{}")
+        lines = (json.dumps({"text": f"document {number} " + "word " * 2000}) for number in range(120))
+        (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+        return replace(PLAN, texts={"mine": str(tmp_path / "mine.jsonl")}, minutes=0.0)
+
+    @pytest.mark.parametrize("name", ["encoder", "glue", "novels", "data mine"])
+    def test_another_content_under_a_name_that_was_given_is_refused(
+        self, plan: ClaimsPlan, name: str, tmp_path: Path
+    ) -> None:
+        files = {
+            "encoder": tmp_path / "encoder" / "content", "glue": tmp_path / "glue" / "content",
+            "novels": tmp_path / "novels.jsonl", "data mine": tmp_path / "mine.jsonl",
+        }  # fmt: skip
+        out = tmp_path / "out"
+        out.mkdir()
+
+        def read(plan: ClaimsPlan) -> None:
+            run_claims(plan, folder=out, dry_run=False, say=_nothing)
+
+        read(plan)
+        places = {"encoder": files["encoder"].parent, "glue": files["glue"].parent, "novels": files["novels"]}
+        plan = replace(plan, **places)
+        read(plan)  # what comes for the first time is added
+        read(plan)
+        changed = files[name].read_text().replace("mine", "ours").replace("word", "wort").replace("{}", "[]")
+        files[name].write_text(changed)
+        with pytest.raises(InputError, match=f"another --{name}; give the same as before, or another --out"):
+            read(plan)
+
+    def test_cells_of_another_machine_say_so(self, plan: ClaimsPlan, tmp_path: Path) -> None:
+        work = tmp_path / "work"
+        work.mkdir()
+        log, step = StepLog.read(work), Step("C1/attention", ("bench", "attention"), 1, alone=True)
+        log.note_begin(step, origin=HERE)
+        log.note(step, problem="", ended=None)
+        log.entries["C2/dynamic-buckets"] = {name: log.entries[step.name][name] for name in OLD_ENTRY}
+        (work / "steps.json").write_text(json.dumps(log.entries))
+        result, text = run_claims(plan, folder=tmp_path, dry_run=False, say=_nothing)
+        assert result.cells["C1"]["origins"] == [HERE]
+        assert "made with: 2 cores of Here, cpu, code aaaa" in text
+        table = (tmp_path / "claims.md").read_text()
+        assert "C1: made with 2 cores of Here, cpu, code aaaa." in table
+        assert "C2: made with a machine and code that were not kept." in table
+        assert "C3: made with" not in table
+        own = {"machine": result.machine, "code": result.code, "commit": "b" * 40}
+        result.cells["C1"]["origins"] = [own]
+        assert "C1: made with" not in markdown(result)
+        result.cells["C1"]["origins"] = [own, HERE]
+        assert "commit bbbbbbbbbbbb; 2 cores of Here" in markdown(result)
+
+
+OLD_ENTRY = ("command", "problem", "seconds", "processor_seconds", "date", "machine_load")
+
+
 class TestTexts:
+    def test_a_long_document_is_not_cut_in_two_of_which_one_is_held_out(self, tmp_path: Path) -> None:
+        source = tmp_path / "mine.jsonl"
+        texts = ("one " * 700_000, *(f"short {number} " + "word " * 9000 for number in range(30)))
+        source.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+        write_texts({"mine": str(source)}, folder=tmp_path / "texts")
+        trained, held_out = ((tmp_path / "texts" / part / "mine.jsonl").read_text() for part in ("corpus", "held-out"))
+        assert "one one" in held_out
+        assert "one one" not in trained
+
     def test_what_is_held_out_is_not_trained_on(self, tmp_path: Path) -> None:
         source = tmp_path / "mine.jsonl"
         lines = (json.dumps({"text": f"document {number} " + "word " * 2000}) for number in range(120))
@@ -214,6 +359,7 @@ class TestReading:
         by_name = dict(control.split(": ", 1) for control in finding.controls)
         assert set(by_name) == {"rounds", "random", "local"}
         assert "loss as it is, 2,048 tokens before 70.0 %" in by_name["random"]
+        assert "passages of the corpus that C7/short and C7/base were trained on, not of unseen text" in finding.note
         assert "loss after training with it, 512 tokens 82.7 %" in by_name["local"]
 
     def test_twins_are_paired_over_seeds(self, tmp_path: Path) -> None:

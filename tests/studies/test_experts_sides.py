@@ -58,6 +58,19 @@ def test_a_wrong_gradient_is_found(leaf: str) -> None:
     assert deviation(wrong, CASE).problem.startswith("wrong result: off by ")
 
 
+@pytest.mark.parametrize("leaf", ["hidden", "up", "down", "gate"])
+def test_a_gradient_that_is_no_number_is_found(leaf: str) -> None:
+    right = find_sides("cpu")["naive"]
+
+    def make(inputs, case):
+        call, watched = right.make(inputs, case), getattr(inputs, leaf)
+        return lambda: call() + 0 * (watched - watched.detach()).sum().sqrt()  # 0, with the gradient 0 x infinity
+
+    side = ExpertSide("wrong", "", make)
+    assert deviation(side, replace(CASE, direction="forward")).problem == ""
+    assert deviation(side, CASE).problem == "wrong result: not a number"
+
+
 def test_a_wrong_dense_layer_is_found() -> None:
     dense = find_sides("cpu")["dense"]
     assert deviation(dense, CASE).problem == ""

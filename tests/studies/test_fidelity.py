@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
 
 from sortyard import SortyardConfig, SortyardForMaskedLM, SortyardModel
 from sortyard.cli.main import main
@@ -210,6 +210,27 @@ def test_cells_of_other_text_are_measured_anew(plan: Callable[..., FidelityPlan]
     run_fidelity(plan(families=("tree",), text=str(other)), folder=tmp_path, fresh=False, say=told.append)
     assert len(told) == 4
     assert not any("measured before" in line for line in told)
+
+
+def test_another_checkpoint_of_the_same_name_is_refused(
+    plan: Callable[..., FidelityPlan], bert: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = BertModel.from_pretrained(bert)
+    headless = BertForMaskedLM(model.config)  # without a pooler, which is drawn at random wherever it is loaded
+    headless.bert.load_state_dict(model.state_dict(), strict=False)
+    place = tmp_path / "model"
+    headless.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    asked = plan(model=str(place), families=("tree",))
+    told: list[str] = []
+    run_fidelity(asked, folder=tmp_path, fresh=False, say=lambda _: None)
+    run_fidelity(asked, folder=tmp_path, fresh=False, say=told.append)
+    assert sum("measured before" in line for line in told) == 2
+    with torch.no_grad():
+        headless.bert.encoder.layer[1].attention.self.query.weight[0, 0] += 1
+    headless.save_pretrained(place)
+    with pytest.raises(InputError, match="a result with other settings"):
+        run_fidelity(asked, folder=tmp_path, fresh=False, say=lambda _: None)
 
 
 def test_a_model_that_cannot_be_stretched_keeps_to_its_length(

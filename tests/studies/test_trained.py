@@ -1,5 +1,6 @@
 """Studies of trainings: arms, runs that go on where they stopped, and what follows from learning curves."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,17 @@ from sortyard.errors import InputError
 from sortyard.evaluation.cost import meta_model, parameter_counts
 from sortyard.model.configuration import SortyardConfig
 from sortyard.recipe import load_recipe, recipes_folder
+from sortyard.studies.bench.results import BenchResult, new_result
 from sortyard.studies.crew import Ended
+from sortyard.studies.trained import study
 from sortyard.studies.trained.arms import ABLATIONS, BASE, DENSE_ACTIVE, DENSE_TOTAL, OURS, ablation_arms, twin_arms
 from sortyard.studies.trained.comparing import at_equal_cost, efficiency
 from sortyard.studies.trained.curves import Curve, loss_at, reached
 from sortyard.studies.trained.examples import Answers, resampled_gain
 from sortyard.studies.trained.runs import ArmRun, Task, prepare_text
 from sortyard.studies.trained.study import TrainedPlan
+from sortyard.studies.trained.twin import run_twin, summarise
+from sortyard.studies.trained.twin_page import twin_text
 
 SHIPPED = sorted((recipes_folder() / ABLATIONS).glob("*.yaml"))
 LAPTOP = load_recipe("twin-laptop")
@@ -119,6 +124,25 @@ class TestCurves:
         gains = at_equal_cost(ours, other)
         assert gains["steps"]["mean"] == pytest.approx(1.0)
         assert gains["processor_seconds"]["mean"] == pytest.approx(4.0 - 4.5)  # after 30 s: our 15th step
+        assert gains["steps"]["shares"] == {"ours": 1, "other": 1}
+        assert gains["processor_seconds"]["shares"] == {"ours": 0.5, "other": 1}  # ours is not cooled down there
+
+    def test_the_table_says_where_in_each_run_a_row_is_read(self) -> None:
+        cells = {
+            f"{arm}/seed0": {"arm": arm, "seed": 0, "score": None, **found.record()}
+            for arm, found in ((OURS, curve([5.0, 4.0])), (DENSE_ACTIVE, curve([5.0, 4.5, 4.2, 4.1])))
+        }
+        result = new_result(
+            "twin", what="", command="", seed=0, threads=1, device="cpu", settings={}, sources=("studies",)
+        )
+        result.cells, result.summary = cells, summarise(cells) | {"on_examples": {}}
+        row = next(line for line in twin_text(result).splitlines() if line.startswith("steps, against"))
+        assert row.split()[-2:] == ["100%", "50%"]
+        for gains in result.summary["gains"].values():
+            for gain in gains.values():
+                del gain["shares"]  # as earlier versions kept it
+        row = next(line for line in twin_text(result).splitlines() if line.startswith("steps, against"))
+        assert row.split()[-2:] == ["-", "-"]
 
 
 def test_a_command_to_repeat_names_no_place_of_this_machine(tmp_path: Path) -> None:
@@ -178,6 +202,63 @@ class TestRuns:
         assert prepare_text(recipe, data=str(texts[0]), work=tmp_path / "w", say=said.append) == folder
         with pytest.raises(InputError, match="other data"):
             prepare_text(recipe, data=str(texts[1]), work=tmp_path / "w", say=said.append)
+
+
+class TestWork:
+    """What is in the folder of the runs when a study goes on there."""
+
+    @pytest.fixture
+    def plan(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainedPlan:
+        monkeypatch.setattr(study, "train", lambda *_, **__: None)
+        text = tmp_path / "text.txt"
+        text.write_text("\n\n".join(f"a text about many small things, {number}" for number in range(50)))
+        loaded = load_recipe("twin-laptop", overrides=["tokenizer.vocab_size=300"])
+        for name in ("train", "dev"):
+            rows = (json.dumps({"text": f"{word} {number}", "label": word}) for number in range(9) for word in "ab")
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+        return TrainedPlan(loaded, str(text), seeds=1, jobs=1, task=Task("custom", str(tmp_path)))
+
+    def go(self, plan: TrainedPlan, tmp_path: Path, said: list[str] | None = None) -> BenchResult:
+        said = [] if said is None else said
+        return run_twin(plan, folder=tmp_path, work=tmp_path / "w", say=said.append)[0]
+
+    def test_other_code_is_refused(self, plan: TrainedPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go(plan, tmp_path)
+        self.go(plan, tmp_path)
+        monkeypatch.setattr(study, "code_digest", lambda _: "other")
+        with pytest.raises(InputError, match="another code; give another --work folder, or remove this one"):
+            self.go(plan, tmp_path)
+
+    def test_other_examples_are_refused_and_a_task_may_come_later(self, plan: TrainedPlan, tmp_path: Path) -> None:
+        self.go(replace(plan, task=None), tmp_path)
+        self.go(plan, tmp_path)
+        dev = tmp_path / "dev.jsonl"
+        dev.write_text(dev.read_text().replace("a 3", "a 4"))
+        with pytest.raises(InputError, match="another examples of custom"):
+            self.go(plan, tmp_path)
+
+    def test_an_unknown_task_is_refused_before_anything_is_trained(self, plan: TrainedPlan, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"--task sst3: is none of .*sst2"):
+            self.go(replace(plan, task=Task("sst3", str(tmp_path))), tmp_path)
+
+    def test_another_machine_goes_on_and_is_told_of(self, plan: TrainedPlan, tmp_path: Path) -> None:
+        said: list[str] = []
+        own = self.go(plan, tmp_path, said)
+        assert own.settings["machines"] == [own.machine]
+        assert not any("machines" in line for line in said)
+        other = own.machine | {"cpu": "Another"}
+        (tmp_path / "w" / "machines.json").write_text(json.dumps({"machines": [other]}))
+        assert self.go(plan, tmp_path, said).settings["machines"] == [other, own.machine]
+        assert any("the runs are of 2 machines" in line and "Another" in line for line in said)
+
+    def test_only_the_evaluation_at_the_end_is_the_runs_score(self, tmp_path: Path) -> None:
+        run = ArmRun("sparse", 0, tmp_path / "run", ("finetune", "sparse.yaml"))
+        (run.folder / "eval").mkdir(parents=True)
+        for number in range(20):  # by `sortyard eval`, some of no task
+            (run.folder / "eval" / f"text{number}-again.json").write_text(json.dumps({"perplexity": 9.0}))
+        end = {"task": "sst2", "main_metric": "accuracy", "metrics": {"accuracy": 0.8}}
+        (run.folder / "eval" / "sst2.json").write_text(json.dumps(end))
+        assert study._score(run) == {"metric": "accuracy", "value": 0.8}
 
 
 class TestExamples:

@@ -17,6 +17,7 @@ from sortyard.ops.bucket_attention import BucketSpec, expected_sparsity
 from sortyard.parallel.options import ActivationCheckpointing
 
 FLOPS_PER_MAC = 2
+_GATES = (".gate", ".group_gate")  # of the routers, bare tensors
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,9 @@ def parameter_counts(model: Any) -> ParameterCounts:
 def forward_flops_per_token(model: Any, *, length: int, attention: Literal["own", "dense"] = "own") -> float:
     """Estimate the arithmetic of one token's forward pass through the encoder, without a vocabulary head.
 
-    A multiply-add counts as 2. Linear layers take 2 x weights, expert layers only those of the chosen experts;
-    attention takes 4 x keys x hidden size; bucket attention besides what choosing costs (`_selection_flops`).
-    Norms, activations, softmax and rotations, a few per cent together, are left out.
+    A multiply-add counts as 2. Linear layers and routers' gates take 2 x weights, expert layers only those of the
+    chosen experts; attention takes 4 x keys x hidden size; bucket attention besides what choosing costs
+    (`_selection_flops`). Norms, activations, softmax and rotations, a few per cent together, are left out.
 
     Args:
         model: a sortyard model or head, real or meta.
@@ -92,9 +93,11 @@ def forward_flops_per_token(model: Any, *, length: int, attention: Literal["own"
     config, encoder = model.config, getattr(model, "model", model).encoder
     linear = sum(module.weight.numel() for module in encoder.modules() if isinstance(module, nn.Linear))
     experts = sum(_expert_size(layer) * config.num_experts_per_tok for layer in expert_layers(encoder))
+    tensors = (*encoder.named_parameters(), *encoder.named_buffers())  # a gate that never learns is a buffer
+    gates = sum(tensor.numel() for name, tensor in tensors if name.endswith(_GATES))
     kinds = ["dense" if attention == "dense" else config.attention_of(i) for i in range(config.num_hidden_layers)]
     mixing = sum(_attention_flops(config, kind=kind, length=length) for kind in kinds)
-    return float(FLOPS_PER_MAC * (linear + experts) + mixing)
+    return float(FLOPS_PER_MAC * (linear + experts + gates) + mixing)
 
 
 def head_flops_per_target(model: Any) -> float:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 Json = dict[str, Any]
 MAX_POINTS = 1000
 MAX_TABLE_ROWS = 24
+MAX_NAME = 16
 MARGIN = {"l": 64, "r": 16, "t": 40, "b": 48}
 
 
@@ -135,13 +136,13 @@ def confusion_figure(counts: Sequence[Sequence[int]], *, names: Sequence[str], i
     """Draw how often each label met each prediction, shaded by the label's share."""
     matrix = np.asarray(counts, dtype=float)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    small = len(names) <= 12
+    small, labels = len(names) <= 12, axis_names(names, limit=MAX_NAME)
     heat = {
         "type": "heatmap", "z": share.round(4).tolist(), "customdata": matrix.astype(int).tolist(),
         "zmin": 0, "zmax": 1, "showscale": False, "xgap": 2, "ygap": 2,
         "colorscale": [[0, "theme:surface"], [1, "theme:accent-fill"]],
         "hovertemplate": "label %{y}<br>prediction %{x}<br>%{customdata} examples (%{z:.1%})<extra></extra>",
-        "x": [_short(name) for name in names], "y": [_short(name) for name in names],
+        "x": labels, "y": labels,
     }  # fmt: skip
     if small:
         heat |= {
@@ -166,5 +167,20 @@ def confusion_figure(counts: Sequence[Sequence[int]], *, names: Sequence[str], i
     )  # fmt: skip
 
 
-def _short(name: str) -> str:
-    return plain(name if len(name) <= 16 else f"{name[:15]}…")
+def axis_names(names: Sequence[str], *, limit: int) -> list[str]:
+    """Shorten the names of an axis; those that would be alike get a number, as plotly merges categories of one name.
+
+    Args:
+        names: All of the axis, in its order.
+        limit: Characters of each at most.
+
+    Returns:
+        The names, escaped; no two alike but where the names themselves are.
+    """
+    taken = {name for name in names if len(name) <= limit}
+    short: dict[str, str] = {}
+    for name in dict.fromkeys(names):
+        numbered = (f"{name[: limit - len(end)]}{end}" for end in ("…", *(f"… {n}" for n in range(2, len(names) + 2))))
+        short[name] = name if name in taken else next(found for found in numbered if found not in taken)
+        taken.add(short[name])
+    return [plain(short[name]) for name in names]

@@ -95,8 +95,7 @@ def render_template(**values: Any) -> str:
 
 def _evaluation(phase: Phase) -> Evaluation | None:
     """Choose the scores of the run's own end, and those of a later `sortyard eval` only where there are no others."""
-    scored = [one for one in phase.evaluations if "metrics" in one.result]
-    return min(scored, key=lambda one: one.name.endswith("-again"), default=None)
+    return next((one for one in phase.evaluations if "metrics" in one.result), None)
 
 
 def _name(data: RunData) -> str:

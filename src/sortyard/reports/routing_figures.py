@@ -2,7 +2,7 @@
 
 import math
 
-from sortyard.reports.figures import MARGIN, MAX_TABLE_ROWS, Figure, Json, Stack, Table, line, plain, thin
+from sortyard.reports.figures import MARGIN, MAX_TABLE_ROWS, Figure, Json, Stack, Table, axis_names, line, thin
 from sortyard.reports.run_data import Record
 
 MAX_LAYERS = 8
@@ -121,7 +121,7 @@ def _heat(layer: Record, *, names: list[str]) -> Json:
     loads = [layer["domain_loads"][name] for name in names]
     relative = [[round(load * len(row) / sum(row), 3) for load in row] for row in loads]
     return {
-        "type": "heatmap", "y": [_short(name) for name in names], "z": relative, "zmin": 0, "zmax": 2,
+        "type": "heatmap", "y": axis_names(names, limit=MAX_NAME), "z": relative, "zmin": 0, "zmax": 2,
         "showscale": False, "ygap": 1,
         "colorscale": [[0, "theme:low"], [0.5, "theme:even"], [1, "theme:high"]],
         "hovertemplate": f"layer {layer['layer'] + 1}, expert %{{x}}<br>%{{y}}<br>%{{z:.2f}} x an even share"
@@ -152,7 +152,3 @@ def _texts(routing: Record) -> str:
 
 def _bits(specialisation: float | None) -> str:
     return "" if specialisation is None else f": {specialisation:.3f} bits"
-
-
-def _short(name: str) -> str:
-    return plain(name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…")

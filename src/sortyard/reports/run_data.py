@@ -27,6 +27,11 @@ class Evaluation:
     result: Record
     predictions: tuple[Record, ...]
 
+    @property
+    def is_later(self) -> bool:
+        """Whether `sortyard eval` wrote it, of whatever data, and not the end of the run itself."""
+        return self.name.endswith("-again")
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -50,9 +55,10 @@ class Phase:
     @property
     def is_finetuning(self) -> bool:
         """Whether the run trained a task's head rather than an encoder or language model."""
-        if self.is_adapting:
-            return False
-        return bool(self.evaluations) or self.architecture.endswith("ForSequenceClassification")
+        if self.verb:
+            return self.verb == "finetune"
+        has_scores = any("metrics" in evaluation.result for evaluation in self.evaluations)
+        return has_scores or self.architecture.endswith("ForSequenceClassification")
 
     @property
     def is_adapting(self) -> bool:
@@ -150,8 +156,9 @@ def _latest_by_step(records: list[Record]) -> tuple[Record, ...]:
 
 
 def _read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
+    """All but the routing's, those of the run's own end first."""
     files = sorted(file for file in folder.glob("*.json") if file.name != ROUTING) if folder.is_dir() else []
-    return tuple(
+    found = (
         Evaluation(
             name=file.stem,
             result=read_json(file),
@@ -159,6 +166,7 @@ def _read_evaluations(folder: Path) -> tuple[Evaluation, ...]:
         )
         for file in files
     )
+    return tuple(sorted(found, key=lambda evaluation: evaluation.is_later))
 
 
 def read_json(path: Path) -> Record:

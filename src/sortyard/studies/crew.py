@@ -145,6 +145,8 @@ def last_words(log: Path, *, lines: int = 1) -> str:
 
 def _wait(process: "subprocess.Popen[bytes]", *, block: bool) -> tuple[int, float | None] | None:
     """Exit status and processor seconds of a process; None while it is running."""
+    if process.returncode is not None:  # sending it a signal found that it had ended
+        return process.returncode, None
     if not hasattr(os, "wait4"):  # Windows does not tell what a process took
         status = process.wait() if block else process.poll()
         return None if status is None else (status, None)

@@ -111,6 +111,22 @@ def test_like_runs_have_no_warnings(two: tuple[Path, Path]) -> None:
     assert compare_runs(two).warnings == ()
 
 
+def test_seed_0_is_a_seed(two: tuple[Path, Path]) -> None:
+    alter(two[0] / "env.json", seed=0)
+    assert "not the same seed, so part of a difference is the seed's (one: 0, two: 7)" in compare_runs(two).warnings
+
+
+def test_a_run_that_goes_on_after_its_end_has_not_finished(two: tuple[Path, Path]) -> None:
+    run = RunFolder(two[1])
+    run.append_event("resume", step=600)
+    run.append_event("checkpoint", step=700)
+    run.sync()
+    assert compare_runs(two).warnings == ("two has not finished; it stands at step 600",)
+    run.append_event("finish", step=700)
+    run.sync()
+    assert compare_runs(two).warnings == ()
+
+
 def test_damaged_run_is_named(two: tuple[Path, Path]) -> None:
     file = two[1] / "metrics.jsonl"
     file.write_text("{broken\n" + file.read_text())

@@ -193,8 +193,13 @@ def _report(
     new: tuple[str, ...],
 ) -> UpcyclingReport:
     config: SortyardConfig = model.config
-    reasons = _inexact_because(checkpoint, options=options, config=config)
+    settings = family_of(checkpoint.model.config, where=checkpoint.name).settings(
+        checkpoint.model.config, head=checkpoint.head
+    )
+    reasons = _inexact_because(checkpoint.head, settings=settings, options=options, config=config)
     limit, counts = config.max_position_embeddings, parameter_counts(model)
+    if config.position_embedding_type != "rope":  # beyond its own table the checkpoint computes nothing
+        limit = min(limit, settings["max_position_embeddings"])
     if "bucket" in (config.attention_of(layer) for layer in range(config.num_hidden_layers)):
         limit = min(limit, config.options().to_spec().dense_up_to)
     return UpcyclingReport(
@@ -215,15 +220,16 @@ def _report(
     )
 
 
-def _inexact_because(checkpoint: Checkpoint, *, options: UpcyclingOptions, config: SortyardConfig) -> tuple[str, ...]:
+def _inexact_because(
+    head: str, *, settings: dict[str, Any], options: UpcyclingOptions, config: SortyardConfig
+) -> tuple[str, ...]:
+    """Why the result computes something else; `settings` describe the checkpoint as it was."""
     reasons = []
     if options.experts_from == "drop" and config.num_experts > 1:
         reasons.append(f"{options.drop_ratio:.0%} of each expert's units are drawn anew")
-    source = checkpoint.model.config
-    settings = family_of(source, where=checkpoint.name).settings(source, head=checkpoint.head)
     old = settings["max_position_embeddings"]
     pooling = settings.get("classifier_pooling", "cls")
-    if checkpoint.head == "sequence_classification" and config.classifier_pooling != pooling:
+    if head == "sequence_classification" and config.classifier_pooling != pooling:
         reasons.append(f"the classifier reads {config.classifier_pooling} instead of {pooling}")
     if config.max_position_embeddings > old and options.positions == "stretch":
         reasons.append(f"{old} positions are stretched over {config.max_position_embeddings}")

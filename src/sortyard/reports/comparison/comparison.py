@@ -14,6 +14,7 @@ from sortyard.evaluation.paired import PairedDifference, paired_bootstrap
 from sortyard.reports.run_data import Evaluation, Phase, Record, read_run
 
 MISSING = "-"
+_COURSE = {"start", "resume", "stop", "finish"}  # the events that say where a run stands
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class ComparedRun:
     @property
     def is_finished(self) -> bool:
         """Whether it ended by itself."""
-        return any(event.get("event") == "finish" for event in self.phase.events)
+        course = [event["event"] for event in self.phase.events if event.get("event") in _COURSE]
+        return course[-1:] == ["finish"]
 
     def record(self) -> Record:
         """Return its figures as JSON values; None where it did not record one."""
@@ -195,7 +197,7 @@ def _warnings(runs: Sequence[ComparedRun]) -> Iterable[str]:
         ("version of sortyard or torch", [_versions(env) for env in environments], "compare seconds with care"),
     )
     for what, values, so in checks:
-        known = [(run.name, value) for run, value in zip(runs, values, strict=True) if value]
+        known = [(run.name, value) for run, value in zip(runs, values, strict=True) if value not in (None, "")]
         if len({value for _, value in known}) > 1:
             shown = ", ".join(f"{name}: {value}" for name, value in known)
             yield f"not the same {what}, so {so} ({shown})"

@@ -1,5 +1,6 @@
 """Whether a side computes what it should, before any of its times counts."""
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol, runtime_checkable
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sortyard.interop.exporting import worst_of
 from sortyard.ops.grouped_mlp import grouped_mlp
 from sortyard.studies.bench.cases import FORWARD, Work
 from sortyard.studies.bench.experts_cases import ACTIVATION, ExpertCase, ExpertInputs, make_inputs
@@ -67,7 +69,9 @@ def deviation(side: CheckedSide, case: ExpertCase) -> Deviation:
         float((own.double() - true.double()).abs().max() / true.abs().max())
         for own, true in zip(found, exact, strict=True)
     ]
-    largest = max(differences)
+    largest = worst_of(differences)
+    if math.isnan(largest):
+        return Deviation(None, f"{WRONG}: not a number")
     if largest <= TOLERANCES[case.dtype]:
         return Deviation(largest, "")
     return Deviation(largest, f"{WRONG}: off by {largest:.1g}, more than {TOLERANCES[case.dtype]:g}")

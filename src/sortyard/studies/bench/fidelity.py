@@ -130,7 +130,7 @@ def run_fidelity(plan: FidelityPlan, *, folder: Path, fresh: bool, say: Say) -> 
     begun = new_result(
         "fidelity", what=WHAT, command=plan.command(), seed=plan.seed, threads=plan.threads, device="cpu",
         settings={
-            "model": plan.model_name, "text": plan.text_name, "passages": plan.passages,
+            "model": plan.model_name, "weights": encoder.weights, "text": plan.text_name, "passages": plan.passages,
             "stretched_from": encoder.native_length,
         },
     )  # fmt: skip

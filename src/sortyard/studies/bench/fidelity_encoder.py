@@ -15,6 +15,7 @@ import sortyard  # noqa: F401  (registers the Auto classes)
 from sortyard.errors import InputError, first_line
 from sortyard.model.attention.layer import SelfAttention
 from sortyard.ops.segments import Segments
+from sortyard.studies.given import weights_digest
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps queries, keys and values [1, H, T, K] to outputs [1, H, T, K]; called once a layer, in order."""
@@ -24,9 +25,18 @@ _current: ContextVar[Attend] = ContextVar("_current")
 
 
 class Encoder(Protocol):
-    """A pretrained model and its tokenizer."""
+    """A pretrained model and its tokenizer.
+
+    Attributes:
+        name: What results call it.
+        weights: Digest of its parameters.
+        tokenizer: Its tokenizer.
+        native_length: Tokens that it was made for.
+        can_stretch: Whether it takes more.
+    """
 
     name: str
+    weights: str
     tokenizer: Any
     native_length: int
     can_stretch: bool
@@ -44,6 +54,7 @@ class BertEncoder:
     def __init__(self, name: str, *, model: Any, tokenizer: Any) -> None:
         AttentionInterface.register(_SWAPPED, _attend_current)
         self.name, self.tokenizer, self._model = name, tokenizer, model
+        self.weights = weights_digest(model)
         model.config._attn_implementation = _SWAPPED
         self._table = model.embeddings.position_embeddings.weight.detach().clone()
         self.native_length = len(self._table)
@@ -76,6 +87,7 @@ class SortyardEncoder:
 
     def __init__(self, name: str, *, model: Any, tokenizer: Any) -> None:
         self.name, self.tokenizer, self._model = name, tokenizer, model
+        self.weights = weights_digest(model)
         self.native_length = int(model.config.max_position_embeddings)
         for layer in model.modules():
             if isinstance(layer, SelfAttention):

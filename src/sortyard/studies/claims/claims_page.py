@@ -26,6 +26,8 @@ def claims_text(result: BenchResult) -> str:
         for name in ("spread", "note"):
             lines += [f"    {name}: {cell[name]}"] if cell[name] else []
         lines += [f"    beside it: {'; '.join(cell['controls'])}"] if cell["controls"] else []
+        made = _origins_text(cell, result)
+        lines += [f"    made with: {made}"] if made else []
         lines += [f"    problem: {problem}" for problem in cell["problems"]]
     return "\n".join([*lines, "", text_table(_verdict_table(result))])
 
@@ -60,7 +62,12 @@ def markdown(result: BenchResult) -> str:
         measured = cell["measured"] or cell["note"]
         row = (f"{id_} {cell['title']}", cell["claimed"], measured, cell["spread"], beside, f"**{cell['verdict']}**")
         lines.append("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |")
-    return "\n".join(lines) + "\n"
+    others: dict[str, list[str]] = {}
+    for id_, cell in result.cells.items():
+        if text := _origins_text(cell, result):
+            others.setdefault(text, []).append(id_)
+    notes = [f"{', '.join(ids)}: made with {text}." for text, ids in others.items()]
+    return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
 
 
 def claims_page(result: BenchResult, *, folder: Path, figures: Mapping[str, Sequence[Figure]]) -> Path:
@@ -78,12 +85,13 @@ def claims_page(result: BenchResult, *, folder: Path, figures: Mapping[str, Sequ
     reached = Section(id="reached", title="Measured over claimed", figures=(_figure(result),))
     return write_page(
         result, folder=folder, title="What holds of what was claimed", verdict=f"Of twelve claims, {counts}.",
-        sections=[reached, *(_section(id_, cell, figures.get(id_, ())) for id_, cell in result.cells.items())],
+        sections=[reached, *(_section(result, id_, figures.get(id_, ())) for id_ in result.cells)],
     )  # fmt: skip
 
 
-def _section(id_: str, cell: Json, figures: Sequence[Figure]) -> Section:
+def _section(result: BenchResult, id_: str, figures: Sequence[Figure]) -> Section:
     """A claim by itself; its sentences stand above its pictures."""
+    cell = result.cells[id_]
     lines = {
         "claimed": cell["claimed"],
         "measured": cell["measured"],
@@ -91,6 +99,7 @@ def _section(id_: str, cell: Json, figures: Sequence[Figure]) -> Section:
         "beside it": "; ".join(cell["controls"]),
         "note": cell["note"],
         "how": cell["how"],
+        "made with": _origins_text(cell, result),
         "problems": "; ".join(cell["problems"]),
         "commands": "; ".join(cell["commands"].values()),
         "processor time": f"{cell['processor_seconds'] / 60:.0f} min" if cell["processor_seconds"] else "",
@@ -98,6 +107,22 @@ def _section(id_: str, cell: Json, figures: Sequence[Figure]) -> Section:
     rows = tuple((name, words) for name, words in lines.items() if words)
     table = Table(cell["verdict"].capitalize(), ("", f"{id_}, {cell['title']}"), rows, has_sentences=True)
     return Section(id=id_, title=f"{id_} {cell['title']}", tables=(table,), figures=tuple(figures))
+
+
+def _origins_text(cell: Json, result: BenchResult) -> str:
+    """Say with which machines and code a claim's commands were run; "" where those of the whole result say it all."""
+    origins = cell.get("origins", [])  # not kept by earlier versions
+    if all((one.get("machine"), one.get("code")) == (result.machine, result.code) for one in origins):
+        return ""
+    return "; ".join(_origin_text(one) for one in origins)
+
+
+def _origin_text(origin: Json) -> str:
+    if not origin:
+        return "a machine and code that were not kept"
+    machine = origin["machine"]
+    commit = f", commit {origin['commit'][:12]}" if origin["commit"] else ""
+    return f"{machine['cores']} cores of {machine['cpu']}, {machine['device']}, code {origin['code']}{commit}"
 
 
 def _figure(result: BenchResult) -> Figure:

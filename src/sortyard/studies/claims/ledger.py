@@ -1,8 +1,10 @@
 """`study claims`: every claim measured by commands of sortyard, and the table that comes of it."""
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from sortyard.studies.claims.learning import (
     twin_accuracy,
     utilisation,
 )
-from sortyard.studies.claims.running import StepLog, run_steps
+from sortyard.studies.claims.running import UNKNOWN, StepLog, run_steps
 from sortyard.studies.claims.speed import (
     accumulation,
     activation_checkpointing,
@@ -32,6 +34,7 @@ from sortyard.studies.claims.speed import (
 )
 from sortyard.studies.claims.steps import Step, wanted
 from sortyard.studies.claims.texts import write_texts
+from sortyard.studies.given import GIVEN, keep_given, place_digest, text_digest
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
@@ -82,13 +85,26 @@ class ClaimsPlan:
     minutes: float = math.inf
     factor: float = 1.0
 
+    @property
+    def places(self) -> dict[str, Path]:
+        """What is given besides texts, by the name of its option."""
+        places = {"encoder": self.encoder, "glue": self.glue, "novels": self.novels}
+        return {name: path for name, path in places.items() if path is not None}
+
+    def digests(self) -> dict[str, str]:
+        """Digest what is given, by its option.
+
+        Raises:
+            InputError: a text is not there.
+        """
+        texts = {f"--data {name}": text_digest(path) for name, path in self.texts.items()}
+        return texts | {f"--{name}": place_digest(path) for name, path in self.places.items()}
+
     def command(self) -> str:
         """Return the command line that asks for this plan, without places of this machine."""
         words = [f"--scale {'gpu' if self.gpu else 'cpu'}"]
         words += [f"--data {name}={Path(path).name}" for name, path in self.texts.items()]
-        words += [f"--encoder {self.encoder.name}"] if self.encoder else []
-        words += [f"--glue {self.glue.name}"] if self.glue else []
-        words += [f"--novels {self.novels.name}"] if self.novels else []
+        words += [f"--{name} {path.name}" for name, path in self.places.items()]
         words += [f"--only {','.join(self.claims)}"] if len(self.claims) < len(CLAIMS) else []
         return " ".join(["sortyard study claims", *words, f"--jobs {self.jobs}"])
 
@@ -124,16 +140,18 @@ def run_claims(plan: ClaimsPlan, *, folder: Path, dry_run: bool, say: Say) -> tu
         The result and its table as text.
 
     Raises:
-        InputError: a text cannot be used, or the folder holds the work on other texts.
+        InputError: a text cannot be used, the folder holds work on something else than is given, or a run that cannot
+            go on.
     """
     work = (folder / WORK).resolve()
     domains = tuple(plan.texts) or ("python",)
     if not dry_run:
         work.mkdir(parents=True, exist_ok=True)
         domains = write_texts(plan.texts, folder=work / "texts")
+        keep_given(plan.digests(), file=work / GIVEN, remedy="give the same as before, or another --out")
     steps, every = (plan_steps(one, domains=domains) for one in (plan, replace(plan, claims=tuple(BY_ID))))
     log = StepLog.read(work)
-    _announce([step for step in steps if not log.is_done(step)], jobs=plan.jobs, say=say)
+    _announce(log.left(steps), jobs=plan.jobs, say=say)
     result = new_result(
         "claims", what=WHAT, command=plan.command(), seed=0, threads=1, device="cuda" if plan.gpu else "cpu",
         settings={"scale": "gpu" if plan.gpu else "cpu", "texts": list(domains), "jobs": plan.jobs},
@@ -148,10 +166,9 @@ def run_claims(plan: ClaimsPlan, *, folder: Path, dry_run: bool, say: Say) -> tu
             write_markdown(result, folder=folder)
 
     if not dry_run:
-        places = {"work": work, "encoder": plan.encoder, "glue": plan.glue, "novels": plan.novels}
-        given = {name: path.resolve() for name, path in places.items() if path is not None}
+        places = {"work": work} | {name: path.resolve() for name, path in plan.places.items()}
         run_steps(
-            steps, places=given, jobs=plan.jobs, minutes=plan.minutes, say=say, after=collect,
+            steps, places=places, origin=_origin(result), jobs=plan.jobs, minutes=plan.minutes, say=say, after=collect,
             environment={} if plan.gpu else {"CUDA_VISIBLE_DEVICES": ""},
         )  # fmt: skip
     collect()
@@ -174,6 +191,19 @@ def _announce(steps: Sequence[Step], *, jobs: int, say: Say) -> None:
     )
 
 
+def _origin(result: BenchResult) -> Json:
+    """Machine and code of this call."""
+    return {"machine": result.machine, "code": result.code, "commit": result.commit}
+
+
+def _origins(entries: Iterable[Json]) -> list[Json]:
+    """The machines and codes that a claim's steps were made with, each once; an empty one is not known."""
+    found: dict[str, Json] = {}
+    for origin in chain.from_iterable(entry.get("origins", [UNKNOWN]) for entry in entries):
+        found.setdefault(json.dumps([origin.get("machine"), origin.get("code")]), origin)
+    return list(found.values())
+
+
 def _collect(result: BenchResult, steps: Sequence[Step], *, work: Path) -> None:
     """Read every claim's measurement; those that were not asked for too, where there is one."""
     log = StepLog.read(work)
@@ -189,13 +219,14 @@ def _collect(result: BenchResult, steps: Sequence[Step], *, work: Path) -> None:
             **finding.record(),
             "commands": {name: entry["command"] for name, entry in entries.items()},
             "processor_seconds": round(sum(entry["processor_seconds"] for entry in entries.values())),
+            "origins": _origins(entries.values()),
             "dates": sorted({entry["date"] for entry in entries.values()}),
             "machine_load": max((entry["machine_load"] or 0 for entry in entries.values()), default=None),
             "problems": problems,
         }
     verdicts = [cell["verdict"] for cell in result.cells.values()]
     result.summary = {"verdicts": {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}}
-    result.complete = all(log.is_done(step) for step in steps)
+    result.complete = not log.left(steps)
 
 
 def _read(claim: str, work: Path) -> Finding:

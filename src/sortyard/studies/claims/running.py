@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sortyard.durable import replace_bytes
+from sortyard.errors import InputError
 from sortyard.studies.claims.steps import Step
 from sortyard.studies.crew import Crew, Ended, last_words
 
 Json = dict[str, Any]
 Say = Callable[[str], None]
 RECORD, LOGS = "steps.json", "logs"
+UNKNOWN: Json = {}  # the origin of what an earlier version began, which did not keep it
 _TAIL_LINES = 3
 
 
@@ -33,13 +35,80 @@ class StepLog:
         return cls(work, json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
 
     def is_done(self, step: Step) -> bool:
-        """Whether a step was finished with these very words."""
+        """Whether a step was finished with these very words, of what its needs are now."""
+        return self.entries.get(step.name, {}).get("problem") == "" and self._is_of_now(step)
+
+    def left(self, steps: Sequence[Step]) -> list[Step]:
+        """The steps that are to be done: those that are not done, and those that read what is to be done.
+
+        Args:
+            steps: Each after what it needs.
+        """
+        found: dict[str, Step] = {}
+        for step in steps:
+            if not self.is_done(step) or any(name in found for name in step.needs):
+                found[step.name] = step
+        return list(found.values())
+
+    def _is_of_now(self, step: Step) -> bool:
+        """Whether what is there of a step was begun with these very words, of what its needs are now."""
         entry = self.entries.get(step.name, {})
-        return entry.get("command") == step.shown() and entry.get("problem") == ""
+        used = entry.get("needs", {})  # not kept by earlier versions
+        return entry.get("command") == step.shown() and all(used[name] == self._begun(name) for name in used)
+
+    def _begun(self, name: str) -> str | None:
+        found: str | None = self.entries.get(name, {}).get("begun")
+        return found
+
+    def check_resumable(self, steps: Sequence[Step]) -> None:
+        """Refuse to go on with folders that would then be taken for what they are not.
+
+        Args:
+            steps: Each after what it needs.
+
+        Raises:
+            InputError: a folder to resume was begun with other words, or of what is to be made anew.
+        """
+        left = {step.name: step for step in self.left(steps)}
+        strange = [
+            str(self.work / step.name)
+            for step in left.values()
+            if step.is_begun(self.work) and (not self._is_of_now(step) or any(name in left for name in step.needs))
+        ]
+        if strange:
+            raise InputError(
+                f"{', '.join(strange)}: begun by another command than now, or from what is to be made anew, so that "
+                "it cannot go on; remove it, or give another --out"
+            )
 
     def problem(self, name: str) -> str:
         """Why a step failed; "" where it did not."""
         return str(self.entries.get(name, {}).get("problem") or "")
+
+    def note_begin(self, step: Step, *, origin: Json) -> None:
+        """Keep what a step is made by, before it is; what begins anew costs anew.
+
+        Args:
+            step: The step.
+            origin: Machine and code that it is made with from here on.
+        """
+        self._read_again()
+        entry = self.entries.get(step.name, {})
+        if entry.get("problem") == "" or not self._is_of_now(step):
+            entry = {}
+        origins = entry.get("origins", [UNKNOWN] if entry else [])
+        self.entries[step.name] = {
+            "command": step.shown(),
+            "problem": None,
+            "seconds": entry.get("seconds", 0.0),
+            "processor_seconds": entry.get("processor_seconds", 0.0),
+            "date": _today(),
+            "machine_load": entry.get("machine_load"),
+            "begun": entry.get("begun") or datetime.now(UTC).isoformat(),
+            "needs": {name: self._begun(name) for name in step.needs},
+            "origins": origins if origin in origins else [*origins, origin],
+        }
+        self._write()
 
     def note(self, step: Step, *, problem: str | None, ended: Ended | None) -> None:
         """Keep how a step ended; times add up over interruptions.
@@ -49,24 +118,35 @@ class StepLog:
             problem: Why it failed; "" if it is done, None if it is to go on.
             ended: What its process took; None where none was started.
         """
-        self.entries = self.entries | StepLog.read(self.work).entries  # another call may do other claims meanwhile
-        before = self.entries.get(step.name, {})
+        self._read_again()
+        before = self.entries.get(step.name, {"origins": []})
         spent = (ended.seconds, ended.processor_seconds or 0.0) if ended else (0.0, 0.0)
-        self.entries[step.name] = {
+        self.entries[step.name] = before | {
             "command": step.shown(),
             "problem": problem,
             "seconds": round(before.get("seconds", 0.0) + spent[0], 1),
             "processor_seconds": round(before.get("processor_seconds", 0.0) + spent[1], 1),
-            "date": datetime.now(UTC).date().isoformat(),
+            "date": _today(),
             "machine_load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         }
+        self._write()
+
+    def _read_again(self) -> None:
+        self.entries = self.entries | StepLog.read(self.work).entries  # another call may do other claims meanwhile
+
+    def _write(self) -> None:
         replace_bytes(self.work / RECORD, (json.dumps(self.entries, indent=1) + "\n").encode())
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
 
 
 def run_steps(
     steps: Sequence[Step],
     *,
     places: Mapping[str, Path],
+    origin: Json,
     jobs: int,
     minutes: float,
     say: Say,
@@ -80,6 +160,7 @@ def run_steps(
     Args:
         steps: As `steps.wanted` orders them: those that run alone come first, each step after what it needs.
         places: The work folder and the user's other places, by name.
+        origin: Machine and code of this call, as JSON values.
         jobs: How many run at the same time.
         minutes: After so many no step is begun; those that run go on to their end.
         say: Takes a line of progress.
@@ -90,14 +171,17 @@ def run_steps(
         The log.
 
     Raises:
+        InputError: a folder was begun by another command, or from what is to be made anew; nothing was started.
         KeyboardInterrupt: the user stopped it; every command was asked to save first.
     """
     log = StepLog.read(places["work"])
-    left = [step for step in steps if not log.is_done(step)]
+    if minutes:
+        log.check_resumable(steps)
+    left = log.left(steps)
     one_by_one = max((place for place, step in enumerate(left, start=1) if step.alone), default=0)
     until = time.monotonic() + 60 * minutes
     shift = _Shift(
-        log=log, places=places, say=say, after=after, until=until, missing={step.name for step in left},
+        log=log, places=places, origin=origin, say=say, after=after, until=until, missing={step.name for step in left},
         environment=environment or {},
     )  # fmt: skip
     shift.run(left[:one_by_one], at_once=1)
@@ -111,6 +195,7 @@ class _Shift:
 
     log: StepLog
     places: Mapping[str, Path]
+    origin: Json
     say: Say
     after: Callable[[], None]
     until: float
@@ -142,6 +227,7 @@ class _Shift:
 
     def _began(self, step: Step) -> None:
         self.tried.add(step.name)
+        self.log.note_begin(step, origin=self.origin)
         self.say(f"{len(self.tried)}/{self._total}  {step.name}: about {step.minutes:g} min")
 
     def _ended(self, step: Step, ended: Ended) -> None:

@@ -35,6 +35,10 @@ class Step:
         head = self.name.partition("/")[0]
         return head if head.startswith("C") else ""
 
+    def is_begun(self, work: Path) -> bool:
+        """Whether there is a folder that goes on by `sortyard resume`."""
+        return self.resumes and (work / self.name / "resolved.yaml").is_file()
+
     def command(self, places: Mapping[str, Path]) -> list[str]:
         """Return the words to run, without `sortyard`.
 
@@ -42,7 +46,7 @@ class Step:
             places: The work folder and the user's other places, by name.
         """
         folder = places["work"] / self.name
-        if self.resumes and (folder / "resolved.yaml").is_file():
+        if self.is_begun(places["work"]):
             return ["resume", str(folder), "-q"]
         placed = [_put(word, {name: str(path) for name, path in places.items()}) for word in self.words]
         return [*placed, *(["--out", str(folder)] if self.makes_folder else []), "-q"]

@@ -9,6 +9,7 @@ from sortyard.data.skips import SkipLog
 from sortyard.data.stdlib_task import TEXT, write_stdlib_files
 from sortyard.durable import replace_bytes
 from sortyard.errors import InputError
+from sortyard.studies.gates.sources import WHOLE
 
 TRAINING_CHARACTERS = 12_000_000  # of all sources together
 HELD_OUT_CHARACTERS = 400_000  # of each source
@@ -50,13 +51,14 @@ def write_texts(sources: Mapping[str, str], *, folder: Path) -> tuple[str, ...]:
 
 def _write_source(name: str, path: str, *, folder: Path, characters: int) -> None:
     log = SkipLog()
-    documents = (row.text for row in read_texts(path, on_skip=log.add))
+    documents = (row.text for row in read_texts(path, on_skip=log.add, max_document_characters=WHOLE))
     openings = (document[:HELD_OUT_OF_ONE] for document in documents)
     take(pieces(openings), characters=HELD_OUT_CHARACTERS, path=folder / "held-out" / f"{name}.jsonl")
     taken = take(pieces(documents), characters=characters, path=folder / "corpus" / f"{name}.jsonl")
     if not taken:
         raise InputError(
-            f"{path}: has too little text; {HELD_OUT_CHARACTERS:,} characters are held out, and as many more are needed"
+            f"{path}: has too little text: {HELD_OUT_CHARACTERS:,} characters, at most {HELD_OUT_OF_ONE:,} of one "
+            "document, are held out, and other documents are needed to train on; give more documents"
         )
 
 

@@ -17,9 +17,10 @@ from sortyard.errors import InputError
 from sortyard.model.options import ModelOptions
 from sortyard.objectives.classification import ClassificationObjective
 from sortyard.studies.gates.arms import Trainee
-from sortyard.studies.gates.sources import Say, digest_of
+from sortyard.studies.gates.sources import Say
 from sortyard.studies.gates.tasks import Json, Material
 from sortyard.studies.gates.watching import watch_experts
+from sortyard.studies.given import digest_of
 from sortyard.tokenizer.options import TokenizerOptions
 from sortyard.tokenizer.train import train_tokenizer
 

@@ -1,11 +1,10 @@
 """Several sources of text as rows of one length, in one random order, part of each source held out."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from sortyard.data.reading import read_texts
 from sortyard.data.skips import SkipLog
 from sortyard.data.vocabulary import Vocabulary
 from sortyard.errors import InputError
+from sortyard.studies.given import digest_of
 from sortyard.tokenizer.options import TokenizerOptions
 from sortyard.tokenizer.train import train_tokenizer
 
@@ -27,7 +27,7 @@ DOCUMENT_CHARACTERS = 60_000  # no more of one document, so that a few long book
 TOKENIZER_CHARACTERS = 1_500_000
 VOCAB_SIZE = 4096
 _SPECIALS = 2
-_WHOLE = 100_000_000  # characters up to which a document is not cut in two, of which one could be held out
+WHOLE = 100_000_000  # characters up to which a document is not cut in two, of which one could be held out
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,7 @@ def _documents(name: str, path: str, *, seen: set[str], say: Say) -> list[str]:
     """Read a source's beginning, less the texts that were seen before, which it adds to."""
     skipped, documents, characters = SkipLog(), [], 0
     try:
-        for row in read_texts(path, on_skip=skipped.add, max_document_characters=_WHOLE):
+        for row in read_texts(path, on_skip=skipped.add, max_document_characters=WHOLE):
             text = row.text[:DOCUMENT_CHARACTERS]
             if text not in seen:
                 seen.add(text)
@@ -200,11 +200,3 @@ def _passages(
 def _pieces(ids: NDArray[np.int64], width: int) -> list[NDArray[np.int64]]:
     """Whole rows, so that no batch needs padding; what is left over at the end of a text is not used."""
     return list(ids[: len(ids) // width * width].reshape(-1, width))
-
-
-def digest_of(*arrays: NDArray[Any]) -> str:
-    """A digest of arrays: their types, their shapes and every number."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]

@@ -121,10 +121,7 @@ def settings() -> Json:
 def cost_of(model: Any, trainee: Trainee) -> Json:
     """Count a model's parameters and estimate the arithmetic of a training step: three times a forward pass."""
     counts = parameter_counts(model)
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    gates = sum(tensor.numel() for name, tensor in tensors if name.endswith((".gate", ".group_gate")))
-    tokens = trainee.batch_size * trainee.length
-    forward = tokens * (forward_flops_per_token(model, length=trainee.length) + 2 * gates)
+    forward = trainee.batch_size * trainee.length * forward_flops_per_token(model, length=trainee.length)
     forward += trainee.predictions * head_flops_per_target(model)
     return {
         "parameters": counts.total,

@@ -1,6 +1,5 @@
 """`study sparsity`: how sparse a pretrained model's attention can be, as it is and after fine-tuning (claim C7)."""
 
-import hashlib
 import math
 import statistics
 import time
@@ -14,6 +13,7 @@ from sortyard.errors import InputError
 from sortyard.jobs.adapting_start import find_model, load_start
 from sortyard.studies.bench.results import BenchResult, new_result, resume_result, save_result
 from sortyard.studies.gates.forecast import duration_text
+from sortyard.studies.given import files_digest
 from sortyard.studies.sparsity.cores import DENSE, Setting
 from sortyard.studies.sparsity.measuring import Workbench
 from sortyard.studies.sparsity.measuring import settings as measuring_settings
@@ -123,19 +123,12 @@ def _workbench(plan: SparsityPlan, *, place: str, say: Say) -> Workbench:
 def _settings(plan: SparsityPlan, *, place: str) -> Json:
     return {
         "model": Path(plan.model).name,
-        "weights": _digest_of_weights(place),
+        "weights": files_digest(sorted(Path(place).glob("*.safetensors"))),
         "adapt_steps": plan.adapt_steps,
         "task_steps": plan.task_steps,
         "held_out_tokens": HELD_OUT_TOKENS,
         **measuring_settings(),
     }
-
-
-def _digest_of_weights(place: str) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(Path(place).glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _check_same_data(result: BenchResult, bench: Workbench, *, folder: Path) -> None:

@@ -16,12 +16,12 @@ from sortyard.data.locate import format_of, locate, missing_column
 from sortyard.data.reading import read_texts
 from sortyard.data.tables import open_table
 from sortyard.errors import InputError
-from sortyard.studies.gates.sources import Passages, digest_of
+from sortyard.studies.gates.sources import WHOLE, Passages
+from sortyard.studies.given import digest_of
 
 MOST_CHARACTERS = 200_000_000  # read of a source, to choose documents from
 _USED_CHARACTERS = 8_000_000  # of all sources, more than a fine-tuning reads
 _CHARACTERS_A_TOKEN = 8
-_WHOLE = 100_000_000  # characters up to which a document is not cut in two, of which one could be held out
 _MOST_ROWS = 400  # of training text at a length: more than a fine-tuning reads
 _SPECIALS = 2
 _HELD_OUT_SHARE = 0.25
@@ -136,7 +136,7 @@ def read_labelled(
 def _documents(source: str) -> list[str]:
     found, characters = [], 0
     try:
-        for row in read_texts(source, on_skip=lambda *_: None, max_document_characters=_WHOLE):
+        for row in read_texts(source, on_skip=lambda *_: None, max_document_characters=WHOLE):
             found.append(row.text)
             characters += len(row.text)
             if characters >= MOST_CHARACTERS:

@@ -1,6 +1,5 @@
 """The model that a suite starts every run from."""
 
-import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from sortyard.errors import InputError
 from sortyard.jobs.folders import RUNS, is_demo, model_folder
 from sortyard.jobs.loading import find_start
 from sortyard.reports.run_data import read_json
+from sortyard.studies.given import files_digest
 
 Json = dict[str, Any]
 
@@ -43,7 +43,8 @@ class SuiteModel:
             run = path if (path / "job.json").is_file() else None
             named = path.resolve()
             name = named.parent.name if named.name == "model" else named.name  # "model" would name nothing
-            return cls(name, str(folder.resolve()), run, _digest(folder))
+            files = sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")])
+            return cls(name, str(folder.resolve()), run, files_digest(files))
         if str(source).startswith((str(RUNS), "~")):
             raise InputError(f"{source}: there is no such folder; give a run's folder or a Hugging Face model's")
         start = find_start(str(source))
@@ -74,13 +75,3 @@ def origin(run: Path) -> Json:
     found = read_json(run / "env.json")
     kept = {name: found.get(name) for name in ("versions", "python", "platform", "machine", "commit")}
     return {"date": datetime.now(UTC).date().isoformat(), **kept}
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]

@@ -16,6 +16,7 @@ from sortyard.reports.wording import duration
 from sortyard.runs.folder import RunFolder
 from sortyard.runs.json_lines import read_lines
 from sortyard.studies.crew import ONE_CORE, Crew, Ended, ending, last_words
+from sortyard.studies.given import keep_given
 
 Json = dict[str, Any]
 
@@ -154,17 +155,11 @@ def check_plan(folder: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         InputError: the folder holds something else, or runs of other settings.
     """
-    file, wanted = folder / "plan.json", json.loads(json.dumps(dict(settings)))
-    stored = _read(file) if file.is_file() else {}
-    differ = sorted(key for key in wanted if key in stored and stored[key] != wanted[key])
-    if differ:
-        raise InputError(
-            f"--out {folder}: holds runs with another {' and '.join(differ)}; give another folder, or remove this one"
-        )
-    if not stored and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
+    file = folder / "plan.json"
+    if not file.is_file() and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
         raise InputError(f"--out {folder}: exists and holds something else; choose a new or empty folder")
     folder.mkdir(parents=True, exist_ok=True)
-    replace_bytes(file, (json.dumps(stored | wanted, indent=2) + "\n").encode())
+    keep_given(settings, file=file, remedy="give another folder by --out, or remove this one")
 
 
 class _Account:

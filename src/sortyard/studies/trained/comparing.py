@@ -19,21 +19,28 @@ def at_equal_cost(ours: Curves, other: Curves) -> Json:
         other: Another arm's.
 
     Returns:
-        The paired gain in nats by kind of cost; positive means that ours is lower.
+        The paired gain in nats by kind of cost, positive means that ours is lower; and "shares": which part of its own
+        cost each side had spent there, mean over the seeds. Below 1 its learning rate had not fallen to the end yet.
     """
     return {axis: _gain(ours, other, axis=axis) for axis in AXES}
 
 
 def _gain(ours: Curves, other: Curves, *, axis: Axis) -> Json | None:
     pairs: dict[str, tuple[float, float]] = {}
+    shares: list[tuple[float, float]] = []
     for seed in _shared(ours, other, axis=axis):
-        cost = min(ours[seed].axis(axis)[-1], other[seed].axis(axis)[-1])
+        ends = (ours[seed].axis(axis)[-1], other[seed].axis(axis)[-1])
+        cost = min(ends)
         found = [loss_at(curve.axis(axis), curve.losses, cost=cost) for curve in (ours[seed], other[seed])]
         if found[0] is not None and found[1] is not None:
             pairs[seed] = (found[0], found[1])
+            shares.append((cost / ends[0], cost / ends[1]))
     own, base = ({seed: pair[side] for seed, pair in pairs.items()} for side in (0, 1))
     gain = paired_gain(own, base, higher_is_better=False)
-    return None if gain is None else gain.record()
+    if gain is None:
+        return None
+    own_share, other_share = (statistics.fmean(values) for values in zip(*shares, strict=True))
+    return gain.record() | {"shares": {"ours": own_share, "other": other_share}}
 
 
 def efficiency(ours: Curves, twin: Curves) -> Json:

@@ -8,13 +8,17 @@ from typing import Any
 
 import yaml
 
+from sortyard.data.examples import digest_of
+from sortyard.data.options import TaskOptions
+from sortyard.data.tasks import TASKS, load_examples
 from sortyard.durable import replace_bytes
 from sortyard.errors import InputError
 from sortyard.jobs.sections import pretrain_section
 from sortyard.recipe import LoadedRecipe, Recipe
 from sortyard.reports.run_data import read_json
 from sortyard.runs.environment import finds_gpu
-from sortyard.studies.bench.results import BenchResult, new_result, save_result
+from sortyard.studies.bench.results import BenchResult, code_digest, new_result, save_result
+from sortyard.studies.given import GIVEN, keep_given, note_machine
 from sortyard.studies.trained.arms import Arm
 from sortyard.studies.trained.curves import Curve, read_curve
 from sortyard.studies.trained.examples import Answers, read_answers, resampled_gain
@@ -24,6 +28,7 @@ Json = dict[str, Any]
 Say = Callable[[str], None]
 MEASURED = ("data", "evaluation", "model", "objectives", "ops", "tokenizer", "training")
 EVALUATIONS = 12
+CUSTOM = "custom"
 _PLACES = ("/", "~", ".")
 _LOCAL: Any = {"tokenizer": {"path"}, "pretrain": {"data": {"path"}}, "finetune": True}
 
@@ -103,13 +108,16 @@ def run_trained(
         The result and its tables as text.
 
     Raises:
-        InputError: text, recipe or folder cannot be used.
+        InputError: text, recipe, examples or folder cannot be used, or the folder holds runs of other ones or of
+            other code.
     """
     work.mkdir(parents=True, exist_ok=True)
     loop = pretrain_section(plan.recipe).loop
     data = prepare_text(plan.recipe, data=plan.data, work=work, say=say)
     _check_same_text(data, work=work)
+    _keep_given(plan, work=work)
     pretraining, finetuning = planned_runs(study.arms, seeds=plan.seeds, data=data, work=work, task=plan.task)
+    runs = [*pretraining, *finetuning]
     result = new_result(
         study.name, what=study.what, command=plan.command(study.name), seed=0, threads=1,
         device="cuda" if finds_gpu(loop.device) else "cpu",
@@ -120,6 +128,7 @@ def run_trained(
         },
         sources=MEASURED,
     )  # fmt: skip
+    result.settings["machines"] = _machines(result, runs, work=work, say=say)
 
     def collect() -> None:
         _collect(result, study.arms, pretraining, finetuning)
@@ -129,7 +138,7 @@ def run_trained(
             study.write_page(result, folder)
 
     collect()
-    train([*pretraining, *finetuning], jobs=plan.jobs, say=say, after=collect)
+    train(runs, jobs=plan.jobs, say=say, after=collect)
     collect()
     return result, study.write_text(result)
 
@@ -154,6 +163,37 @@ def _check_same_text(data: Path, *, work: Path) -> None:
     replace_bytes(kept, index)
 
 
+def _keep_given(plan: TrainedPlan, *, work: Path) -> None:
+    """Refuse to pair runs of different code, or over different examples."""
+    given = {"code": code_digest(MEASURED)}
+    if plan.task is not None:
+        options = _task_options(plan.recipe, plan.task)
+        examples = (load_examples(options, "train"), load_examples(options, "dev"))
+        given[f"examples of {plan.task.name}"] = digest_of(*examples)
+    keep_given(given, file=work / GIVEN, remedy="give another --work folder, or remove this one")
+
+
+def _task_options(recipe: Recipe, task: Task) -> TaskOptions:
+    if task.name not in (*TASKS, CUSTOM):
+        raise InputError(f"--task {task.name}: is none of {', '.join((*TASKS, CUSTOM))}")
+    asked = {"name": task.name, "data": task.data}
+    own = {} if recipe.finetune is None else recipe.finetune.task.model_dump()
+    return TaskOptions(**own | asked)
+
+
+def _machines(result: BenchResult, runs: Sequence[ArmRun], *, work: Path, say: Say) -> list[Json]:
+    """The machines of the runs, this one among them where there is something left to do; more than one is told."""
+    file = work / "machines.json"
+    if all(run.is_done for run in runs):
+        found: list[Json] = read_json(file).get("machines", [])
+        return found
+    found = note_machine(result.machine, file=file)
+    if len(found) > 1:
+        names = "; ".join(f"{one['cores']} cores of {one['cpu']}, {one['device']}" for one in found)
+        say(f"{work}: the runs are of {len(found)} machines ({names}), so their times cannot be compared")
+    return found
+
+
 def _collect(result: BenchResult, arms: Sequence[Arm], first: Sequence[ArmRun], second: Sequence[ArmRun]) -> None:
     sections = {arm.name: pretrain_section(arm.recipe) for arm in arms}
     scores = {(run.arm, run.seed): _score(run) for run in second if run.is_done}
@@ -175,7 +215,7 @@ def _score(run: ArmRun) -> Json:
 
 def _evaluation(run: ArmRun) -> Json:
     """What fine-tuning wrote at its end; `sortyard eval` may have added others beside it."""
-    return next(content for path in _evaluations(run) if (content := read_json(path))["task"] == path.stem)
+    return next(content for path in _evaluations(run) if (content := read_json(path)).get("task") == path.stem)
 
 
 def _evaluations(run: ArmRun) -> Iterator[Path]:

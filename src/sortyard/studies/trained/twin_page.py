@@ -32,7 +32,9 @@ def twin_page(result: BenchResult, folder: Path) -> Path:
     about = (
         "All arms see the same rows in the same order; within a seed they differ in nothing but attention and "
         "feed-forward layers. The learning rate falls over the whole run, so a loss in the middle of one is higher "
-        "than that of a run planned to end there: what ours spends until the twin's last loss is overstated."
+        "than that of a run planned to end there: what ours spends until the twin's last loss is overstated. Where the "
+        "losses are read at less than 100 % of the twin's cost, the twin is in the middle of its run and ours at its "
+        "end: such a row overstates ours; less than 100 % of ours overstates the twin."
     )
     section = Section(
         id="tables", title="At equal cost", intro=about, tables=_tables(result)
@@ -116,15 +118,24 @@ def _scores_text(scores: Mapping[str, float]) -> str:
 
 def _gains_table(summary: Json) -> Table:
     rows = [
-        (f"{_AXIS_NAMES[axis]}, against {arm}", *_gain_cells(gain, scale=1, digits=4))
+        (f"{_AXIS_NAMES[axis]}, against {arm}", *_gain_cells(gain, scale=1, digits=4), *_share_cells(gain))
         for arm, gains in summary["gains"].items()
         for axis, gain in gains.items()
     ]
     rows += [
-        (f"on the task, against {arm}, points", *_gain_cells(gain, scale=100, digits=2))
+        (f"on the task, against {arm}, points", *_gain_cells(gain, scale=100, digits=2), MISSING, MISSING)
         for arm, gain in summary["scores"].items()
     ]
-    return Table("How much lower our loss is at equal cost, in nats", ("equal", "gain", "95 % interval"), tuple(rows))
+    header = ("equal", "gain", "95 % interval", "at of our cost", "at of the twin's cost")
+    return Table("How much lower our loss is at equal cost, in nats", header, tuple(rows))
+
+
+def _share_cells(gain: Json | None) -> tuple[str, str]:
+    """At which part of each side's own cost a row is read."""
+    shares = None if gain is None else gain.get("shares")  # not kept by earlier versions
+    if shares is None:
+        return MISSING, MISSING
+    return f"{shares['ours']:.0%}", f"{shares['other']:.0%}"
 
 
 def _gain_cells(gain: Json | None, *, scale: float, digits: int) -> tuple[str, str]:
