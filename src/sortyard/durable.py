@@ -10,6 +10,7 @@ ASIDE = ".aside-"  # how the names of unfinished files and folders begin
 
 def aside_of(path: Path) -> Path:
     """Return where a file or folder is written before it gets its name."""
+    path = path.absolute()  # "." has no name
     return path.with_name(f"{ASIDE}{path.name}")
 
 

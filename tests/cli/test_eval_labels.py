@@ -3,17 +3,19 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from sortyard.evaluation.batching import sequence_logits
 from tests.end_to_end.conftest import write_inputs
-from tests.evaluation.tiny import make_bert, make_tokenizer
+from tests.evaluation.tiny import POSITIONS, make_bert, make_tokenizer
 
 
-def _model(path: Path, *, names: Sequence[str], says: int) -> Path:
+def _model(path: Path, *, names: Sequence[str], says: int, positions: int = POSITIONS) -> Path:
     """A dense classifier that always gives one class, whatever it reads."""
-    model = make_bert(num_labels=len(names))
+    model = make_bert(num_labels=len(names), positions=positions)
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: number for number, name in enumerate(names)}
     with torch.no_grad():
@@ -21,7 +23,7 @@ def _model(path: Path, *, names: Sequence[str], says: int) -> Path:
         model.classifier.bias.zero_()
         model.classifier.bias[says] = 5.0
     model.save_pretrained(path)
-    make_tokenizer().save_pretrained(path)
+    make_tokenizer(positions=positions).save_pretrained(path)
     return path
 
 
@@ -50,6 +52,30 @@ def test_a_file_of_one_class_is_scored_by_a_model_whose_classes_are_numbers(sort
     ended = sortyard("eval", str(model), "--task", "custom", "--data", "ones.tsv", "--json")
     assert ended.status == 0, ended.err
     assert ended.json["metrics"]["accuracy"] == 1.0
+
+
+def test_a_models_folder_is_read_as_far_as_the_model_can(
+    sortyard: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def watched(*words: Any, **named: Any) -> Any:
+        asked.append(named["max_length"])
+        return sequence_logits(*words, **named)
+
+    monkeypatch.setattr("sortyard.evaluation.classification.sequence_logits", watched)
+    model, data = tmp_path / "model", _sst2(tmp_path / "glue", [1, 0])
+    _model(model, names=("negative", "positive"), says=1, positions=300)
+    assert sortyard("eval", str(model), "--task", "sst2", "--data", str(data)).status == 0
+    assert asked == [300]
+
+
+def test_a_regression_is_told_by_the_model(sortyard: Callable, tmp_path: Path) -> None:
+    model = _model(tmp_path / "model", names=("value",), says=0)
+    (tmp_path / "stars.tsv").write_text("text\tlabel\nw1\t1.5\nw2\t4\nw3\t2.25\n")
+    ended = sortyard("eval", str(model), "--task", "custom", "--data", "stars.tsv", "--json")
+    assert ended.status == 0, ended.err
+    assert {"spearman", "pearson"} <= set(ended.json["metrics"])
 
 
 def test_other_classes_are_refused(sortyard: Callable, tmp_path: Path) -> None:

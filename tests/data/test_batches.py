@@ -1,5 +1,6 @@
 """Sources: a step's batch is a function of the step, every sample comes once per epoch, layouts are right."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_validation_is_the_same_every_time_and_covers_all_rows(rows: PackedRows,
     assert sum(int((batch["input_ids"] >= 10).sum()) for batch in causal) == rows.num_tokens
 
 
-def encoded(lengths: list[int]) -> EncodedExamples:
+def encoded(lengths: list[int], *, max_length: int = 1000, pads_left: bool = False) -> EncodedExamples:
     ids = np.concatenate([np.full(length, number + 10) for number, length in enumerate(lengths)])
     return EncodedExamples(
         ids=ids.astype(np.int32),
@@ -157,6 +158,8 @@ def encoded(lengths: list[int]) -> EncodedExamples:
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         labels=np.arange(len(lengths)),
         num_truncated=0,
+        max_length=max_length,
+        pads_left=pads_left,
     )
 
 
@@ -201,6 +204,28 @@ def test_a_last_batch_too_small_to_share_is_refused_at_once() -> None:
     source = ClassificationSource(encoded([5] * 21), pad_id=0, micro_batch_size=9, seed=0)
     with pytest.raises(InputError, match=r"loop.micro_batch_size: 4 .* micro-batch of 3 row"):
         source.step(0, share=(0, 4))
+
+
+@pytest.mark.parametrize(("longest", "width"), [(97, 100), (100, 100), (93, 96)])
+def test_padding_does_not_go_beyond_what_a_model_takes(longest: int, width: int) -> None:
+    examples = encoded([5, longest], max_length=100)
+    (batch,) = classification_batches(examples, pad_id=0, batch_size=2)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, width)
+
+
+def test_examples_are_padded_on_the_tokenizers_side(tokenizer: Any) -> None:
+    examples = Examples(TASKS["rte"], ["ka lo", "mi"], ["ne", "ru"], np.array([0, 1]), ["a:1", "a:2"], SkipLog())
+    padded = {}
+    for side in ("right", "left"):
+        chosen = copy.deepcopy(tokenizer)
+        chosen.padding_side = side
+        encoding = encode_examples(examples, tokenizer=chosen, max_length=16, token_type_ids=True)
+        (padded[side],) = classification_batches(encoding, pad_id=tokenizer.pad_token_id, batch_size=2)
+        texts = (examples.texts, examples.pairs)
+        expected = chosen(*texts, padding="longest", pad_to_multiple_of=8, return_token_type_ids=True)
+        for name in ("input_ids", "attention_mask", "token_type_ids"):
+            assert padded[side][name].tolist() == expected[name]
+    assert not torch.equal(padded["left"]["input_ids"], padded["right"]["input_ids"])
 
 
 def test_classification_validation_keeps_the_order() -> None:

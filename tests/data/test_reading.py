@@ -1,6 +1,7 @@
 """Reading: every format gives the same documents, and whatever is unsound is skipped with its place."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -56,6 +57,34 @@ def test_folder_and_glob_read_all_files_sorted(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     assert read(tmp_path)[0] == ["first", "second", "third"]
     assert read(f"{tmp_path}/*.txt")[0] == ["first", "second"]
+
+
+def test_linked_folders_are_read_once_and_circles_end(tmp_path: Path) -> None:
+    corpus, other = tmp_path / "corpus", tmp_path / "other"
+    (other / "deep").mkdir(parents=True)
+    (corpus / "sub").mkdir(parents=True)
+    (corpus / "a.txt").write_text("first")
+    (corpus / "sub" / "c.txt").write_text("third")
+    (other / "deep" / "b.txt").write_text("second")
+    (corpus / "linked").symlink_to(other)
+    (corpus / "again").symlink_to(corpus / "sub")
+    (other / "deep" / "back").symlink_to(corpus)
+    rows, log = read(corpus)
+    assert rows == ["first", "second", "third"]
+    assert log.total == 0
+
+
+def test_files_of_a_folder_that_are_not_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "b.txt.gz").write_bytes(b"packed")
+    (tmp_path / "c.txt").symlink_to(tmp_path / "gone.txt")
+    (tmp_path / ".hidden").write_text("no")
+    rows, log = read(tmp_path)
+    assert rows == ["first"]
+    assert log.places == {
+        "file of unknown extension": [f"{tmp_path / 'b.txt.gz'}:1"],
+        "broken link or no regular file": [f"{tmp_path / 'c.txt'}:1"],
+    }
 
 
 def test_one_empty_line_is_a_paragraph_and_two_end_a_document(tmp_path: Path) -> None:
@@ -121,6 +150,41 @@ def test_broken_quotes_are_skipped(tmp_path: Path) -> None:
     assert sum(log.counts.values()) == 2
 
 
+@pytest.mark.parametrize("end", ['"', 'the "" end"', 'end","n"', 'end","two\nlines"'])
+def test_the_rest_of_a_field_over_the_limit_is_no_row(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "a.csv"
+    lines = "word word\n" * 250_000
+    path.write_text(f'text\nfine\n"{lines}{end}\nalso\n"open ""quotes""\nand more"\n')
+    rows, log = read(path)
+    assert rows == ["fine", "also", 'open "quotes"\nand more']
+    assert log.counts == {"in a field of over 1,000,000 characters": 250_001 + end.count("\n")}
+
+
+def test_a_field_just_within_the_limit_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"text\n" + b"x" * 1_000_000)  # no end of line
+    rows, _ = read(path)
+    assert list(map(len, rows)) == [1_000_000]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"\xff", "bad UTF-8"),
+        (b"\x00", "NUL byte"),
+        (b"x" * 2_500_000, "line longer than 1,000,000 bytes"),
+    ],
+    ids=["utf-8", "nul", "long"],
+)
+def test_a_row_with_an_unsound_line_is_left_out_whole(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = tmp_path / "a.csv"
+    row = b'fine,1\n"' + line + b'\nopened,2\n",2\n"closed\n3,' + line + b'",3\n"a\n' + line + b'\nb",4\nlast,5\n'
+    path.write_bytes(b"text,n\n" + row)
+    rows, log = read(path)
+    assert rows == ["fine", "last"]
+    assert log.counts == {reason: 3}
+
+
 def test_bad_utf8_in_parquet_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     broken = pa.array([b"fine", b"\xff\xfe", b"also"]).view(pa.string())
@@ -152,6 +216,9 @@ def test_long_documents_are_cut_at_paragraphs_and_blobs_are_skipped(tmp_path: Pa
         ("a.jsonl", b"[]\n", "no line holds a JSON object"),
         ("a.jsonl", b'{"txt": "x"}', "no column 'text'; it has 'txt'; did you mean 'txt'? (set text_column)"),
         ("a.tsv", b"a\tb\n1\t2\n", "no column 'text'; it has 'a', 'b'"),
+        ("a.jsonl", b'{}\n{"text": "x"}', "no column 'text'; it has none (set text_column)"),
+        ("a.csv", b"\ntext\nx\n", ":1: this line is blank, but the first one names the columns"),
+        ("a.tsv", b" \t\ntext\tn\nx\t1\n", ":1: this line is blank, but the first one names the columns"),
         ("a.tsv", b"text\n", "no text is left to read"),
         ("a.xyz", b"x", "unknown extension '.xyz'"),
     ],
@@ -195,6 +262,20 @@ def test_a_hub_without_an_address_is_given_up_at_once(monkeypatch: pytest.Monkey
     monkeypatch.setattr(hub, "getproxies", dict)
     monkeypatch.setattr(hub.socket, "getaddrinfo", unknown)
     assert "the hub's address cannot be looked up" in refused("owner/name")
+
+
+def test_a_stream_that_breaks_off_is_not_a_missing_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def stream(*arguments: object, **options: object) -> Iterator[dict[str, str]]:
+        yield from [{"text": "a"}, {"text": "b"}]
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", stream)
+    message = refused("owner/name")
+    assert message.startswith("owner/name (train): the hub broke off after 2 rows; when the network is back")
+    assert message.endswith("reset by peer")
 
 
 def test_hub_rows_are_streamed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -160,6 +160,22 @@ def test_unusable_glue_labels_are_refused_with_their_row(write_jsonl: Writer, la
     assert refused(TaskOptions(name="sst2", data=str(data))).startswith(f"{data}:2: {expected}")
 
 
+@pytest.mark.parametrize("labels", [[1, 3, 2], [1.0, 3.0, 2.0], ["1", "3", "2"], ["1.0", "3.0", "2.0"]])
+@pytest.mark.parametrize("names", [("1", "2", "3"), ("1.0", "2.0", "3.0")])
+def test_a_number_is_the_class_of_that_name(write_jsonl: Writer, labels: list[Any], names: tuple[str, ...]) -> None:
+    data = write_jsonl([{"text": "a", "label": label} for label in labels])
+    found = load_examples(TaskOptions(data=str(data), dev=str(data)), "dev", label_names=names).labels
+    assert found is not None
+    assert found.tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize("label", [0, 4, 0.0, "0", True])
+def test_a_number_that_names_no_class_is_refused(write_jsonl: Writer, label: Any) -> None:
+    data = write_jsonl([{"text": "a", "label": 1}, {"text": "b", "label": label}])
+    with pytest.raises(InputError, match=rf":2: label {label!r}: expected one of '1', '2', '3'"):
+        load_examples(TaskOptions(data=str(data), dev=str(data)), "dev", label_names=("1", "2", "3"))
+
+
 @pytest.mark.parametrize("target", ["NaN", "Infinity", '"high"', "null"])
 def test_regression_targets_have_to_be_finite(tmp_path: Path, target: str) -> None:
     data = tmp_path / "train.jsonl"
@@ -181,6 +197,14 @@ def test_empty_and_unsound_texts_are_skipped_and_counted(write_jsonl: Writer) ->
     assert examples.skipped.counts == {
         "empty text": 2, "text is not a string but int": 1, "NUL byte": 1, "lone surrogate": 1,
     }  # fmt: skip
+
+
+def test_rows_skipped_for_one_reason_at_two_places_are_added(tmp_path: Path) -> None:
+    data = tmp_path / "train.jsonl"
+    data.write_bytes(b'{"text": "a", "label": 0}\n\0\n{"text": "nul \\u0000", "label": 0}\n{"text": "b", "label": 1}\n')
+    skipped = load_examples(TaskOptions(data=str(data), dev=str(data)), "train").skipped
+    assert skipped.counts == {"NUL byte": 2}
+    assert skipped.places == {"NUL byte": [f"{data}:2", f"{data}:3"]}
 
 
 @pytest.mark.parametrize(

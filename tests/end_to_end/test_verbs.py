@@ -152,6 +152,8 @@ def test_interrupted_predictions_are_resumed(sortyard: Callable, yard: Path, mon
     status, found, _ = sortyard(*words)
     assert status == 2
     assert "--resume" in found["error"]
+    note = yard / ".aside-long.jsonl.model"
+    model = note.read_text()
     with begun.open("a") as file:
         file.write('{"index": 200, "te')  # torn by a power cut
     status, found, _ = sortyard(*words, "--resume")
@@ -159,7 +161,9 @@ def test_interrupted_predictions_are_resumed(sortyard: Callable, yard: Path, mon
     resumed = [json.loads(line) for line in (yard / "long.jsonl").read_text().splitlines()]
     assert [row["text"] for row in resumed] == texts
     assert [row["index"] for row in resumed] == list(range(300))
+    assert not note.exists()
     (yard / "long.jsonl").rename(begun)
+    note.write_text(model)
     (yard / "long.txt").write_text("\n".join(["another", *texts[1:]]) + "\n")
     status, found, _ = sortyard(*words, "--resume")
     assert status == 2

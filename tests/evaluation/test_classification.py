@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from sortyard.data.collate import collate_examples
+from sortyard.data.encoding import encode_examples, reads_token_types
 from sortyard.errors import InputError
 from sortyard.evaluation import batching
 from sortyard.evaluation.baselines import BaselineScore
@@ -116,6 +118,34 @@ def test_regression_of_pairs() -> None:
     assert set(result.metrics) == {"pearson", "spearman", "combined_score"}
     assert result.predictions[2]["text_pair"] == texts[3]
     assert model.training
+
+
+@pytest.mark.parametrize("names", [["input_ids", "attention_mask"], ["input_ids", "token_type_ids", "attention_mask"]])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_pairs_are_scored_as_they_are_trained(names: list[str], side: str) -> None:
+    model, tokenizer, texts = make_bert(), make_tokenizer(), make_texts(12)
+    tokenizer.model_input_names, tokenizer.truncation_side = names, side
+    examples = make_examples("mnli", texts=texts, labels=[0] * 12, pairs=texts[::-1])
+    types = reads_token_types(model.config, tokenizer=tokenizer)
+    encoded = encode_examples(examples, tokenizer=tokenizer, max_length=POSITIONS, token_type_ids=types)
+    batch = collate_examples(encoded, np.arange(12), pad_id=tokenizer.pad_token_id)
+    batch.pop("labels")
+    with torch.inference_mode():
+        trained = model(**batch).logits.numpy()
+    assert ("token_type_ids" in batch) == ("token_type_ids" in names)
+    pairs = list(zip(texts, texts[::-1], strict=True))
+    found = sequence_logits(model, tokenizer=tokenizer, inputs=pairs, max_length=POSITIONS)
+    np.testing.assert_allclose(np.stack([logits for _, logits in found]), trained, atol=2e-5)
+
+
+def test_a_model_of_one_token_type_is_given_none() -> None:
+    model, tokenizer = make_bert(), make_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    model.config.type_vocab_size = 1
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(set(given)), with_kwargs=True)
+    seen: list[set[str]] = []
+    list(sequence_logits(model, tokenizer=tokenizer, inputs=[("w1", "w2")], max_length=8))
+    assert seen == [{"input_ids", "attention_mask"}]
 
 
 def test_hidden_labels_and_empty_splits_are_refused() -> None:

@@ -16,7 +16,7 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(60)))
 POSITIONS = 32
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(*, positions: int = POSITIONS) -> PreTrainedTokenizerFast:
     model = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     model.pre_tokenizer = Whitespace()
     model.post_processor = TemplateProcessing(
@@ -24,16 +24,16 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=model, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_max_length=POSITIONS,
+        model_max_length=positions,
     )  # fmt: skip
 
 
-def make_bert(*, num_labels: int = 3) -> BertForSequenceClassification:
+def make_bert(*, num_labels: int = 3, positions: int = POSITIONS) -> BertForSequenceClassification:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
             vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-            max_position_embeddings=POSITIONS, num_labels=num_labels, initializer_range=0.5,
+            max_position_embeddings=positions, num_labels=num_labels, initializer_range=0.5,
         )  # fmt: skip
         return BertForSequenceClassification(config).eval()
 

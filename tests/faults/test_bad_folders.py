@@ -96,7 +96,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([f"new{number}" for number in range(1000)])
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"the tokenizer has 1,\d+ entries, but the model embeds only"):
+    with pytest.raises(InputError, match=r"the tokenizer has ids up to 1,\d+, but the model embeds only"):
         Predictor.from_pretrained(tmp_path)
 
 

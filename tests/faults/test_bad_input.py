@@ -108,10 +108,12 @@ def test_predictions_that_break_off_leave_no_file_of_that_name(tmp_path: Path, m
 
     monkeypatch.setattr("sortyard.jobs.predicting.open_predictor", lambda *_, **__: None)
     monkeypatch.setattr("sortyard.jobs.predicting.prediction_lines", lines)
+    monkeypatch.setattr("sortyard.jobs.predicting.model_digest", lambda _: "0123456789abcdef")
     (tmp_path / "in.txt").write_text("a\n")
     words = ["predict", "run", "--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "out.jsonl")]
     assert main(words) == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"in.txt", ".aside-out.jsonl"}  # which --resume goes on with
+    left = {".aside-out.jsonl", ".aside-out.jsonl.model"}  # which --resume goes on with
+    assert {path.name for path in tmp_path.iterdir()} == {"in.txt", *left}
 
 
 def test_a_reader_that_goes_away_gets_no_traceback() -> None:

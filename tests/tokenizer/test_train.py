@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from sortyard.errors import InputError
 from sortyard.tokenizer.options import TokenizerOptions
+from sortyard.tokenizer.sampling import sample_texts
 from sortyard.tokenizer.train import SPECIAL_TOKENS, load_tokenizer, train_tokenizer
 
 ALGORITHMS = ["wordpiece", "bpe"]
@@ -80,6 +81,46 @@ def test_lowercase_is_optional(texts: list[str]) -> None:
 def test_a_large_alphabet_does_not_exceed_the_vocabulary() -> None:
     texts = ["".join(chr(0x0400 + (7 * row + place) % 900) for place in range(30)) for row in range(400)]
     assert len(train(texts, "wordpiece", vocab_size=300)) <= 300
+
+
+def test_the_alphabet_of_chinese_is_not_cut_to_that_of_letters() -> None:
+    characters = [chr(0x4E00 + number) for number in range(3000)]
+    texts = ["".join(characters[first : first + 50]) for first in range(0, 3000, 50)] * 2
+    told: list[str] = []
+    options = TokenizerOptions(vocab_size=16_000)
+    tokenizer = train_tokenizer(texts, options, say=told.append)
+    assert set(characters) <= set(tokenizer.get_vocab())
+    assert not told
+    few = train_tokenizer(texts, options.model_copy(update={"vocab_size": 8000}), say=told.append)
+    assert len(set(characters) & set(few.get_vocab())) == 2000
+    (line,) = told
+    assert line.startswith("tokenizer leaves out the 1,000 rarest characters, 33 % of the text: ")
+    assert "a larger tokenizer.vocab_size" in line
+
+
+def test_only_the_rarest_signs_are_left_out_of_a_large_alphabet() -> None:
+    signs = [chr(0x4E00 + number) for number in range(1200)]
+    told: list[str] = []
+    texts = ["plain words " * 300 + " ".join(signs)] * 100 + ["\u9f98"]
+    tokenizer = train_tokenizer(texts, TokenizerOptions(), say=told.append)
+    assert set(signs) <= set(tokenizer.get_vocab())  # a quarter of the text
+    assert tokenizer.tokenize("\u9f98") == ["[UNK]"]
+    assert told[0].startswith("tokenizer leaves out the 1 rarest characters, ")
+    assert "vocab_size" not in told[0]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_large_text_gives_the_tokenizer_of_its_sample(texts: list[str], algorithm: str) -> None:
+    length = sum(map(len, texts))
+    whole = train(texts, algorithm).backend_tokenizer.to_str()
+    for enough in (0, length):
+        assert train(texts, algorithm, max_characters=enough).backend_tokenizer.to_str() == whole
+    told: list[str] = []
+    options = TokenizerOptions(algorithm=algorithm, vocab_size=400, max_characters=length // 4)
+    sampled = train_tokenizer(iter(texts), options, say=told.append).backend_tokenizer.to_str()
+    sample = list(sample_texts(texts, max_characters=length // 4, say=told.append))
+    assert sampled == train(sample, algorithm).backend_tokenizer.to_str()
+    assert told[0].endswith("(tokenizer.max_characters), taken evenly from all of them")
 
 
 @pytest.mark.parametrize("texts", [[], ["", "  \n"]])

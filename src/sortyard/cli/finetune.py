@@ -80,7 +80,8 @@ def _load(words: list[str] | None, *, task: str | None, data: str | None, seed: 
         source = f"glue-{task}" if task in GLUE else "small"
     if task is not None:
         overrides.append(f"finetune.task.name={task}")
-    if data is not None:
+    if data is not None:  # other examples than the recipe's: a split of its own says nothing about them
+        overrides = ["finetune.task.dev=null", "finetune.task.test=null", *overrides]
         overrides.append(f"finetune.task.data={quoted(data)}")
     return load_recipe(source, overrides=overrides)
 

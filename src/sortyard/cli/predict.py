@@ -50,7 +50,7 @@ def predict(
     output: Output,
 ) -> None:
     """Classify texts with a fine-tuned model; order kept, memory bounded."""
-    from sortyard.jobs.predicting import open_predictor, prediction_lines, read_inputs, take_up
+    from sortyard.jobs.predicting import begin, model_digest, open_predictor, prediction_lines, read_inputs, take_up
 
     if source == "-" and sys.stdin is None:
         raise InputError("standard input is closed; give --input FILE")
@@ -59,7 +59,13 @@ def predict(
         raise InputError("--resume needs --output FILE: what went to standard output is not known here")
     inputs = read_inputs(source, text_column=text_column, pair_column=pair_column)
     predictor = open_predictor(Path(run), device=device, precision=precision, compiled=compiled)
-    begun = take_up(aside_of(path), inputs) if path is not None and resume else 0
+    begun = 0
+    if path is not None:
+        model, aside = model_digest(Path(run)), aside_of(path)
+        if resume:
+            begun = take_up(aside, inputs, model=model)
+        else:
+            begin(aside, model=model)
     if begun:
         output.say(f"{begun:,} predictions are there already")
     lines = prediction_lines(predictor, inputs, batch_size=batch_size, tokens_per_batch=tokens_per_batch, first=begun)
@@ -82,6 +88,8 @@ def _free(path: Path, *, resume: bool) -> Path:
 
 def _write(lines: Iterable[str], *, path: Path, append: bool) -> int:
     """Writes aside until all is there, so that no unfinished file looks whole; what is there can be resumed."""
+    from sortyard.jobs.predicting import note_of
+
     aside = aside_of(path)
     try:
         with aside.open("a" if append else "w", encoding="utf-8") as sink:
@@ -89,7 +97,9 @@ def _write(lines: Iterable[str], *, path: Path, append: bool) -> int:
     finally:
         if aside.stat().st_size == 0:
             aside.unlink()
+            note_of(aside).unlink(missing_ok=True)
     publish(path)
+    note_of(aside).unlink(missing_ok=True)
     return count
 
 

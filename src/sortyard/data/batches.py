@@ -215,16 +215,27 @@ class ClassificationSource:
 
 
 def masked_lm_validation(
-    rows: PackedRows, *, vocabulary: Vocabulary, masking: MaskingOptions, batch_size: int, seed: int
+    rows: PackedRows,
+    *,
+    vocabulary: Vocabulary,
+    masking: MaskingOptions,
+    batch_size: int,
+    seed: int,
+    most: int | None = None,
 ) -> Iterator[Batch]:
-    """Iterate over held-out rows in their own order, with the masks of epoch 0: the same at every evaluation."""
-    for samples in _in_order(len(rows), batch_size):
+    """Iterate over held-out rows in their own order, with the masks of epoch 0: the same at every evaluation.
+
+    Of more than `most` rows, as many are read, evenly spread.
+    """
+    for samples in _in_order(len(rows), batch_size, most=most):
         yield collate_rows(rows, samples, vocabulary=vocabulary, masking=masking, seed=seed)
 
 
-def causal_lm_validation(rows: PackedRows, *, vocabulary: Vocabulary, batch_size: int) -> Iterator[Batch]:
-    """Iterate over held-out rows in their own order."""
-    for samples in _in_order(len(rows), batch_size):
+def causal_lm_validation(
+    rows: PackedRows, *, vocabulary: Vocabulary, batch_size: int, most: int | None = None
+) -> Iterator[Batch]:
+    """Iterate over held-out rows in their own order; of more than `most`, over as many, evenly spread."""
+    for samples in _in_order(len(rows), batch_size, most=most):
         yield collate_rows(rows, samples, vocabulary=vocabulary, masking=None, seed=0)
 
 
@@ -235,6 +246,7 @@ def classification_batches(examples: EncodedExamples, *, pad_id: int, batch_size
         yield collate_examples(examples, chosen, pad_id=pad_id)
 
 
-def _in_order(num_rows: int, batch_size: int) -> Iterator[list[tuple[int, int]]]:
-    for first in range(0, num_rows, batch_size):
-        yield [(0, row) for row in range(first, min(first + batch_size, num_rows))]
+def _in_order(num_rows: int, batch_size: int, *, most: int | None) -> Iterator[list[tuple[int, int]]]:
+    count = min(num_rows, most or num_rows)
+    for first in range(0, count, batch_size):
+        yield [(0, place * num_rows // count) for place in range(first, min(first + batch_size, count))]

@@ -69,7 +69,9 @@ def collate_rows(
 def collate_examples(
     examples: EncodedExamples, chosen: NDArray[np.int64], *, pad_id: int, share: Share = (0, 1)
 ) -> Batch:
-    """Lay labelled examples side by side, padded to the longest one, rounded up to a multiple of 8.
+    """Lay labelled examples side by side, padded to the longest one, on the tokenizer's side.
+
+    That length is rounded up to a multiple of 8, but not beyond the examples' `max_length`.
 
     Args:
         examples: the examples of a split.
@@ -85,17 +87,19 @@ def collate_examples(
         they are known.
     """
     longest = int(examples.lengths[chosen].max())
-    width = LENGTH_MULTIPLE * ceil(longest / LENGTH_MULTIPLE)
+    width = max(longest, min(LENGTH_MULTIPLE * ceil(longest / LENGTH_MULTIPLE), examples.max_length))
     chosen = chosen[slice(*share_of(len(chosen), share))]
     input_ids = np.full((len(chosen), width), pad_id, dtype=np.int64)
     real = np.zeros_like(input_ids)
     types = np.zeros_like(input_ids)
     for index, example in enumerate(chosen.tolist()):
         first, end = examples.offsets[example : example + 2]
-        input_ids[index, : end - first] = examples.ids[first:end]
-        real[index, : end - first] = 1
+        length = end - first
+        taken = slice(width - length, width) if examples.pads_left else slice(length)
+        input_ids[index, taken] = examples.ids[first:end]
+        real[index, taken] = 1
         if examples.token_types is not None:
-            types[index, : end - first] = examples.token_types[first:end]
+            types[index, taken] = examples.token_types[first:end]
     batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(real)}
     if examples.token_types is not None:
         batch["token_type_ids"] = torch.from_numpy(types)

@@ -197,15 +197,20 @@ def _plain(row: RawExample) -> int | str:
 
 def _class_number(row: RawExample, names: tuple[str, ...]) -> int:
     value = _plain(row)
-    if isinstance(value, str) and value in names:
-        return names.index(value)
+    if str(value) in names:
+        return names.index(str(value))
     number = _as_integer(value)
-    if number is not None and 0 <= number < len(names):
+    numbers = [_as_integer(name) for name in names]
+    are_numbers = any(each is not None for each in numbers)  # then a number is a name, never a place among the names
+    if number is not None and are_numbers and number in numbers:
+        return numbers.index(number)
+    if number is not None and not are_numbers and 0 <= number < len(names):
         return number
     if number == -1:
         raise InputError(_label_message(row, "the label is hidden, as in a test split; training and dev need it"))
     known = ", ".join(repr(name) for name in names[:10]) + (", ..." if len(names) > 10 else "")
-    raise InputError(_label_message(row, f"expected 0 ... {len(names) - 1} or one of {known}"))
+    places = "" if are_numbers else f"0 ... {len(names) - 1} or "
+    raise InputError(_label_message(row, f"expected {places}one of {known}"))
 
 
 def _target(row: RawExample) -> float:

@@ -13,15 +13,23 @@ def stream_hub(name: str, *, config: str | None, split: str) -> Iterator[dict[st
     """Stream the rows of a hub data set; nothing is read before the first one is asked for.
 
     Raises:
-        InputError: the hub cannot be reached, or has no such data set, configuration or split.
+        InputError: the hub cannot be reached, has no such data set, configuration or split, or breaks off.
     """
     from datasets import load_dataset
 
     if not _host_is_known():
         raise _unreadable(name, "the hub's address cannot be looked up")
+    num_rows = 0
     try:
-        yield from load_dataset(name, config, split=split, streaming=True)
+        for row in load_dataset(name, config, split=split, streaming=True):
+            num_rows += 1
+            yield row
     except Exception as error:  # what the hub's client raises without a network is no common class
+        if num_rows:
+            raise InputError(
+                f"{name} ({split}): the hub broke off after {num_rows:,} rows; when the network is back, run the same "
+                f"again, or download the data set and give its files: {first_line(error)}"
+            ) from error
         raise _unreadable(name, first_line(error)) from error
 
 

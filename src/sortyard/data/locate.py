@@ -1,7 +1,9 @@
 """Turning what the user calls a source (file, folder, glob, hub name) into a list of files."""
 
 import glob
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,18 +27,26 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 @dataclass(frozen=True)
 class Source:
-    """Local files in reading order, or the name of a hub data set."""
+    """Local files in reading order, or the name of a hub data set.
+
+    Attributes:
+        files: the files.
+        hub_name: the data set; None for files.
+        left_out: what else a folder holds: the reason why it is not read, and its path.
+    """
 
     files: tuple[Path, ...] = ()
     hub_name: str | None = None
+    left_out: tuple[tuple[str, Path], ...] = ()
 
 
 def locate(source: str | Path) -> Source:
     """Find the files that a source stands for.
 
     Args:
-        source: a file, a folder (all files of known extensions in it, recursively, sorted by path), a glob pattern, or,
-            where no such path exists, a name like `name` or `owner/name` of a hub data set.
+        source: a file, a folder (all files of known extensions in it, recursively, sorted by path; links are followed,
+            hidden files are not read), a glob pattern, or, where no such path exists, a name like `name` or
+            `owner/name` of a hub data set.
 
     Raises:
         InputError: there is no such path, it holds no file that can be read, and it is no hub name either.
@@ -45,7 +55,7 @@ def locate(source: str | Path) -> Source:
     if path.is_file():
         return Source(files=(path,))
     if path.is_dir():
-        return Source(files=tuple(_folder_files(path)))
+        return _folder_source(path)
     if glob.has_magic(str(path)):
         files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not files:
@@ -77,22 +87,46 @@ def missing_column(file: str, wanted: str, found: list[str], field: str) -> Inpu
     """Describe a column that a file lacks, with the columns it has."""
     close = get_close_matches(wanted, found, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return InputError(
-        f"{file}: there is no column {wanted!r}; it has {', '.join(map(repr, found))}{hint} (set {field})"
-    )
+    columns = ", ".join(map(repr, found)) or "none"
+    return InputError(f"{file}: there is no column {wanted!r}; it has {columns}{hint} (set {field})")
 
 
-def _folder_files(folder: Path) -> list[Path]:
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in FORMATS
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not found:
+def _folder_source(folder: Path) -> Source:
+    files, left_out = [], []
+    for path, fault in sorted(_walk(folder)):
+        if fault:
+            left_out.append((fault, path))
+        elif path.suffix.lower() not in FORMATS:
+            left_out.append(("file of unknown extension", path))
+        elif not path.is_file():
+            left_out.append(("broken link or no regular file", path))
+        else:
+            files.append(path)
+    if not files:
         raise InputError(f"{folder}: the folder holds no file with a known extension ({', '.join(sorted(FORMATS))})")
-    return found
+    return Source(files=tuple(files), left_out=tuple(left_out))
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield what a folder holds that is no folder, and what is wrong with it, following links.
+
+    A folder is read once, by its own path where that lies below, so links in a circle come to an end.
+    """
+    seen: set[tuple[int, int]] = set()
+    closed: list[Path] = []
+    waiting = [str(folder)]
+    while waiting:
+        for root, names, files in os.walk(waiting.pop(0), onerror=lambda error: closed.append(Path(error.filename))):
+            status = os.stat(root)
+            if (status.st_dev, status.st_ino) in seen:
+                names.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            paths = [os.path.join(root, name) for name in names]
+            waiting += filter(os.path.islink, paths)
+            yield from ((Path(root, name), "") for name in files if not name.startswith("."))
+    yield from ((path, "folder that cannot be read") for path in closed)
 
 
 def _did_you_mean(path: Path) -> str:

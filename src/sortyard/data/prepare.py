@@ -55,12 +55,20 @@ def prepare_shards(
         The finished index, with what was skipped.
 
     Raises:
-        InputError: the source cannot be read or holds no text, `out` holds other data, or the disk is full.
+        InputError: the source cannot be read or holds no text (unless all is prepared, which does without it), `out`
+            holds other data, or the disk is full.
 
     Source: temporary file, fsync and rename lose no completed file under SIGKILL at any moment.
     """
     folder = Path(out)
-    index = _begin(folder, _blank_index(options, tokenizer))
+    there = read_index(folder) if folder.is_dir() else None
+    try:
+        source = source_sha256(options)
+    except InputError:
+        if there is None or not there.complete:
+            raise
+        source = there.source_sha256  # the text is gone, and nothing of it is needed any more
+    index = _begin(folder, there, _blank_index(options, tokenizer, source=source))
     if index.complete:
         return index
     skipped = SkipLog()
@@ -136,11 +144,11 @@ def _batches(rows: Iterator[TextRow]) -> Iterator[list[str]]:
         yield texts
 
 
-def _blank_index(options: CorpusOptions, tokenizer: "PreTrainedTokenizerFast") -> ShardIndex:
+def _blank_index(options: CorpusOptions, tokenizer: "PreTrainedTokenizerFast", *, source: str) -> ShardIndex:
     return ShardIndex(
         complete=False,
         tokenizer_sha256=tokenizer_sha256(tokenizer),
-        source_sha256=source_sha256(options),
+        source_sha256=source,
         reading={name: getattr(options, name) for name in _READING_FIELDS},
         dtype="<u2" if max(tokenizer.get_vocab().values()) < 65_535 else "<u4",
         shards=(),
@@ -174,13 +182,12 @@ def _total_bytes(options: CorpusOptions) -> int | None:
     return sum(path.stat().st_size for path in files)
 
 
-def _begin(folder: Path, blank: ShardIndex) -> ShardIndex:
-    """Return the index to continue from: the folder's own, or the blank one."""
+def _begin(folder: Path, index: ShardIndex | None, blank: ShardIndex) -> ShardIndex:
+    """Return the index to continue from: the folder's own where there is one, or the blank one."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"out: {folder} is a file; give a folder")
     with disk_errors(folder, 0):
         folder.mkdir(parents=True, exist_ok=True)
-    index = read_index(folder)
     if index is None:
         if others := sorted(path.name for path in folder.iterdir() if not path.name.startswith(ASIDE)):
             raise InputError(f"out: {folder} holds other files ({', '.join(others[:5])}); give a new or empty folder")
@@ -191,7 +198,7 @@ def _begin(folder: Path, blank: ShardIndex) -> ShardIndex:
     if differing:
         raise InputError(
             f"out: {folder} holds shards of other data (differing: {', '.join(differing)}); "
-            "give another folder, or delete this one to prepare it anew"
+            "give another folder, or, where nothing was trained on them, delete this one to prepare it anew"
         )
     check_shards(
         folder, index, verify="sizes" if index.complete else "auto"

@@ -29,6 +29,17 @@ class SkipLog:
         if len(places) < _PLACES_KEPT:
             places.append(f"{file}:{row}")
 
+    def joined(self, other: "SkipLog") -> "SkipLog":
+        """Return what was skipped here and there together."""
+        sums = {
+            reason: self.counts.get(reason, 0) + other.counts.get(reason, 0) for reason in self.counts | other.counts
+        }
+        places = {
+            reason: [*self.places.get(reason, ()), *other.places.get(reason, ())][:_PLACES_KEPT]
+            for reason in self.places | other.places
+        }
+        return SkipLog(sums, places)
+
     @property
     def total(self) -> int:
         """Rows skipped for any reason."""

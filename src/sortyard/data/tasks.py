@@ -109,11 +109,7 @@ def _load(options: TaskOptions, *, task: Task, split: Split, labelled: bool, kno
     skipped = SkipLog()
     rows = _file_rows(path, options, task=task, labelled=labelled, on_skip=skipped.add)
     examples = build_examples(rows, task=task, labelled=labelled, known=known, source=str(path))
-    return replace(examples, skipped=_merged(skipped, examples.skipped))
-
-
-def _merged(first: SkipLog, second: SkipLog) -> SkipLog:
-    return SkipLog(counts={**first.counts, **second.counts}, places={**first.places, **second.places})
+    return replace(examples, skipped=skipped.joined(examples.skipped))
 
 
 def _file_rows(

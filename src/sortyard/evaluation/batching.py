@@ -1,6 +1,6 @@
 """Texts to logits: batches of texts of like length, answers in the order asked."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sortyard.data.encoding import reads_token_types
 from sortyard.evaluation.ahead import read_ahead
 
 TextOrPair = str | tuple[str, str]
@@ -36,7 +37,8 @@ def sequence_logits(
     padding, and three windows are held at most, however many texts there are.
 
     Args:
-        model: called with the tokenizer's fields as keywords; returns `.logits` [B, classes]; has `.device`.
+        model: called with the tokenizer's fields as keywords; returns `.logits` [B, classes]; has `.config` and
+            `.device`.
         tokenizer: a Hugging Face tokenizer.
         inputs: texts, or (text, text) pairs; read in another thread.
         max_length: tokens a sequence is cut to, special ones included; None leaves sequences whole.
@@ -48,7 +50,8 @@ def sequence_logits(
         Each input with its logits [classes], float32, in input order.
     """
     room = tokens_per_batch or TOKENS_PER_BATCH.get(model.device.type, TOKENS_PER_BATCH["cuda"])
-    windows = _windows(iter(inputs), tokenizer=tokenizer, max_length=max_length)
+    types = reads_token_types(model.config, tokenizer=tokenizer)
+    windows = _windows(iter(inputs), tokenizer=tokenizer, max_length=max_length, token_types=types)
     with closing(read_ahead(windows)) as ahead:
         for window, encoded in ahead:
             lengths = [_padded_length(len(example["input_ids"]), max_length) for example in encoded]
@@ -88,10 +91,15 @@ def _padded_length(length: int, max_length: int | None) -> int:
 
 
 def _windows(
-    stream: Iterator[TextOrPair], *, tokenizer: Any, max_length: int | None
+    stream: Iterator[TextOrPair], *, tokenizer: Any, max_length: int | None, token_types: bool
 ) -> Iterator[tuple[list[TextOrPair], list[Encoded]]]:
+    settings = {
+        "truncation": max_length is not None,
+        "max_length": max_length,
+        "return_token_type_ids": token_types,
+    }
     while window := list(islice(stream, WINDOW_TEXTS)):
-        yield window, _encode(tokenizer, window=window, max_length=max_length)
+        yield window, _encode(tokenizer, window=window, settings=settings)
 
 
 def position_limit(model: Any, *, tokenizer: Any | None = None) -> int | None:
@@ -110,17 +118,16 @@ def position_limit(model: Any, *, tokenizer: Any | None = None) -> int | None:
     return min(limits, default=None)
 
 
-def _encode(tokenizer: Any, *, window: Sequence[TextOrPair], max_length: int | None) -> list[Encoded]:
+def _encode(tokenizer: Any, *, window: Sequence[TextOrPair], settings: Mapping[str, Any]) -> list[Encoded]:
     """Tokenize each input by itself, unpadded: one dictionary of integer lists an input."""
-    cut: dict[str, Any] = {"truncation": max_length is not None, "max_length": max_length}
     texts = [text if isinstance(text, str) else text[0] for text in window]
     pairs = [None if isinstance(text, str) else text[1] for text in window]
     if all(pair is None for pair in pairs):
-        fields = tokenizer(texts, **cut)
+        fields = tokenizer(texts, **settings)
     elif None not in pairs:
-        fields = tokenizer(texts, pairs, **cut)
+        fields = tokenizer(texts, pairs, **settings)
     else:
-        return [_encode(tokenizer, window=[text], max_length=max_length)[0] for text in window]
+        return [_encode(tokenizer, window=[text], settings=settings)[0] for text in window]
     return [{name: fields[name][i] for name in fields} for i in range(len(window))]
 
 

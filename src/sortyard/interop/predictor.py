@@ -171,7 +171,7 @@ class Predictor:
 
 
 def check_vocabulary(model: Any, *, tokenizer: Any, where: str) -> None:
-    """Refuse a tokenizer with more entries than the model has embeddings.
+    """Refuse a tokenizer with ids that the model has no embeddings for.
 
     Args:
         model: a transformers model.
@@ -179,13 +179,14 @@ def check_vocabulary(model: Any, *, tokenizer: Any, where: str) -> None:
         where: what to call the folder in the message.
 
     Raises:
-        InputError: the tokenizer is too large.
+        InputError: the tokenizer has such ids.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    size = 1 + max(tokenizer.get_vocab().values(), default=-1)  # more than its entries where ids are left out
+    if size > rows:
         raise InputError(
-            f"{where}: the tokenizer has {len(tokenizer):,} entries, but the model embeds only {rows:,}; put the "
-            "tokenizer back that the model was trained with"
+            f"{where}: the tokenizer has ids up to {size - 1:,}, but the model embeds only {rows:,}; put the tokenizer "
+            "back that the model was trained with"
         )
 
 

@@ -1,5 +1,7 @@
 """From a corpus' options to a tokenizer and rows: trained and sharded once, found again afterwards."""
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,18 +35,25 @@ class Corpus:
         vocabulary: What packing and masking know of it.
         rows: The rows to train on.
         held_out: The rows to score on; None when none are held out.
+        digest: Of all its tokens.
     """
 
     tokenizer: "PreTrainedTokenizerFast"
     vocabulary: "Vocabulary"
     rows: "PackedRows"
     held_out: "PackedRows | None"
+    digest: str
 
 
 def is_prepared(path: str | Path) -> bool:
     """Says whether a path is a folder that `sortyard data prep`, or a run, has prepared."""
     folder = Path(path).expanduser()
     return (folder / TOKENIZER).is_dir() and (folder / SHARDS / "index.json").is_file()
+
+
+def existing_tokenizer(options: CorpusOptions, *, tokenizer: TokenizerOptions) -> Path | None:
+    """Returns the folder of the tokenizer that a corpus will have; None where it is yet to be trained."""
+    return Path(options.path).expanduser() / TOKENIZER if is_prepared(options.path) else tokenizer.path
 
 
 def check_corpus(options: CorpusOptions) -> None:
@@ -101,7 +110,8 @@ def prepare_corpus(
         f"data      {shards.num_documents:,} documents, {shards.num_tokens:,} tokens; {len(rows):,} rows of "
         f"{options.sequence_length}, {0 if held_out is None else len(held_out):,} held out"
     )
-    return Corpus(chosen, vocabulary, rows, held_out)
+    files = json.dumps([shard.sha256 for shard in shards.index.shards], sort_keys=True)
+    return Corpus(chosen, vocabulary, rows, held_out, hashlib.sha256(files.encode()).hexdigest()[:16])
 
 
 def prepare_for(model: Path, options: CorpusOptions, *, folder: Path, seed: int, display: Display) -> Corpus:
@@ -154,6 +164,8 @@ def prepare_folder(
     corpus = CorpusOptions(path=source, text_column=text_column)
     check_corpus(corpus)
     _check_tokenizer(tokenizer, folder=out / TOKENIZER)
+    if tokenizer is None and _is_saved(out / TOKENIZER):
+        display.say(f"tokenizer {out / TOKENIZER} is there, and is not trained anew")
     options = TokenizerOptions(vocab_size=vocab_size, path=tokenizer)
     _, shards = _prepare(corpus, tokenizer=options, folder=out, display=display)
     skipped = shards.index.skipped
@@ -206,10 +218,12 @@ def _given_tokenizer(tokenizer: TokenizerOptions, *, folder: Path) -> "PreTraine
 def _trained_tokenizer(
     options: CorpusOptions, *, tokenizer: TokenizerOptions, display: Display
 ) -> "PreTrainedTokenizerFast":
+    from sortyard.data.reading import read_sample
     from sortyard.tokenizer.train import train_tokenizer
 
     display.say(f"tokenizer training {tokenizer.algorithm}, at most {tokenizer.vocab_size:,} entries")
-    return train_tokenizer(_texts(options), tokenizer)
+    texts = read_sample(options, max_characters=tokenizer.max_characters, say=display.say)
+    return train_tokenizer(texts, tokenizer, say=display.say)
 
 
 def _texts(options: CorpusOptions) -> Iterator[str]:

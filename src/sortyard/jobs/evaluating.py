@@ -9,6 +9,7 @@ from sortyard.errors import InputError
 from sortyard.jobs.display import Display
 from sortyard.jobs.finetuning import outcome
 from sortyard.jobs.folders import is_demo, model_folder, open_job
+from sortyard.jobs.loading import known_labels
 from sortyard.jobs.sections import finetune_section
 from sortyard.recipe import Recipe
 from sortyard.runs.folder import RunFolder
@@ -20,7 +21,8 @@ def evaluate_run(
     """Scores a model; a run keeps the result in its `eval` folder.
 
     Args:
-        path: A run, a demo, or a model's folder (then task and data are needed).
+        path: A run, a demo, or a model's folder (then task and data are needed, and the model's own limit and problem
+            type say how long its inputs are and whether a custom task is a regression).
         task: A GLUE task or custom; None takes the run's own.
         data: The examples, or for a pretrained model the text; None takes the run's own.
         batch_size: Sequences in one forward pass.
@@ -42,7 +44,10 @@ def evaluate_run(
         if task is None and job.verb == "pretrain":
             return _language_model(run, recipe=recipe, data=data, batch_size=batch_size, display=display)
     options = _task_options(recipe, task=task, data=data, where=path)
-    return _classifier(folder, run=run, options=options, batch_size=batch_size, where=path, display=display)
+    trained_at = options.max_length if recipe is not None and recipe.finetune is not None else None
+    return _classifier(
+        folder, run=run, options=options, max_length=trained_at, batch_size=batch_size, where=path, display=display
+    )
 
 
 def _task_options(recipe: Recipe | None, *, task: str | None, data: str | None, where: Path) -> TaskOptions:
@@ -57,32 +62,42 @@ def _task_options(recipe: Recipe | None, *, task: str | None, data: str | None, 
 
 
 def _classifier(
-    folder: Path, *, run: RunFolder | None, options: TaskOptions, batch_size: int, where: Path, display: Display
+    folder: Path,
+    *,
+    run: RunFolder | None,
+    options: TaskOptions,
+    max_length: int | None,
+    batch_size: int,
+    where: Path,
+    display: Display,
 ) -> dict[str, Any]:
     from sortyard.data.tasks import load_examples
     from sortyard.evaluation.classification import evaluate_examples
     from sortyard.interop.predictor import Predictor
 
     predictor = Predictor.from_pretrained(folder)
-    examples = load_examples(options, "dev", label_names=_known_labels(predictor.label_names))
+    if predictor.problem == "regression":
+        options = options.model_copy(update={"type": "regression"})
+    names = known_labels(predictor.model.config)
+    examples = load_examples(options, "dev", label_names=names)
     task = examples.task
     if task.num_labels != len(predictor.label_names):
         raise InputError(
             f"{where}: the model has {len(predictor.label_names)} outputs, the examples need {task.num_labels}; "
             "score it on the task that it was fine-tuned on"
         )
-    columns = _columns(predictor.label_names, task=task, where=where)
+    columns = _columns(names, task=task, where=where)
     skipped = examples.skipped
     if skipped.total:
         display.say(f"skipped   {skipped.total} rows: {skipped.describe()}")
     display.say(f"examples  {len(examples):,} to score")
-    limits = [limit for limit in (options.max_length, predictor.max_length) if limit is not None]
+    limits = [limit for limit in (max_length, predictor.max_length) if limit is not None]
     result = evaluate_examples(
         predictor.model,
         tokenizer=predictor.tokenizer,
         examples=examples,
         batch_size=batch_size,
-        max_length=min(limits),
+        max_length=min(limits, default=None),
         columns=columns,
     )
     file = result.write(run.eval, name=f"{task.name}-again") if run is not None else None
@@ -90,13 +105,12 @@ def _classifier(
 
 
 def _columns(names: tuple[str, ...], *, task: Task, where: Path) -> list[int] | None:
-    """Finds the model's output for each of the task's classes; None where the numbers of the classes are all there is.
+    """Finds the model's output for each of the task's classes; None where numbers, or nothing, are all their names.
 
     Raises:
         InputError: The model's classes are others than the task's.
     """
-    are_numbers = all(name.isdecimal() for name in names)
-    if task.type == "regression" or are_numbers or not _known_labels(names):
+    if task.type == "regression" or all(name.isdecimal() for name in names):
         return None
     own, wanted = ([name.casefold() for name in each] for each in (names, task.label_names))
     if sorted(own) != sorted(wanted):
@@ -106,11 +120,6 @@ def _columns(names: tuple[str, ...], *, task: Task, where: Path) -> list[int] | 
             "config.json"
         )
     return [own.index(name) for name in wanted]
-
-
-def _known_labels(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the names that a model gives its classes, or none where they are transformers' placeholders."""
-    return () if all(name.startswith("LABEL_") for name in names) else names
 
 
 def _language_model(

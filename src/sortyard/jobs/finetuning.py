@@ -10,7 +10,14 @@ from sortyard.jobs.arithmetic import token_flops
 from sortyard.jobs.display import Display
 from sortyard.jobs.finishing import write_documents
 from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder, write_job
-from sortyard.jobs.loading import SCRATCH, find_start, head_settings, load_classifier, load_start_tokenizer
+from sortyard.jobs.loading import (
+    SCRATCH,
+    find_start,
+    head_settings,
+    load_classifier,
+    load_start_tokenizer,
+    settle_padding,
+)
 from sortyard.jobs.paths import absolute, fingerprint
 from sortyard.jobs.pretraining import save_tokenizer
 from sortyard.jobs.sections import finetune_section
@@ -110,11 +117,12 @@ class _Material:
                 display.say(f"skipped   {split.skipped.total} {name} rows: {split.skipped.describe()}")
         display.say(f"examples  {len(train):,} to train on, {len(dev):,} to score")
         if start == SCRATCH:
-            model, tokenizer = _from_scratch(recipe, train=train, saved=saved)
+            model, tokenizer = _from_scratch(recipe, train=train, saved=saved, display=display)
         else:
             tokenizer = load_start_tokenizer(start)
-            model = load_classifier(start, task=train.task, seed=recipe.seed)
+            model = load_classifier(start, task=train.task, seed=recipe.seed, display=display)
             check_vocabulary(model, tokenizer=tokenizer, where=f"--from {start}")
+            settle_padding(model, tokenizer=tokenizer, start=start, display=display)
         _check_length(model, tokenizer, wanted=options.max_length)
         return cls(model, tokenizer, train, dev)
 
@@ -124,15 +132,26 @@ class _Material:
 
         return digest_of(self.train, self.dev)
 
-    def encode(self, *, max_length: int) -> "EncodedExamples":
-        """Tokenizes the training examples."""
-        from sortyard.data.encoding import encode_examples
+    def encode(self, *, max_length: int, display: Display) -> "EncodedExamples":
+        """Tokenizes the training examples, and tells how many examples of either split are cut."""
+        from sortyard.data.encoding import encode_examples, reads_token_types
 
-        types = getattr(self.model.config, "type_vocab_size", 0) > 1
-        return encode_examples(self.train, tokenizer=self.tokenizer, max_length=max_length, token_type_ids=types)
+        types = reads_token_types(self.model.config, tokenizer=self.tokenizer)
+        train, dev = (
+            encode_examples(split, tokenizer=self.tokenizer, max_length=max_length, token_type_ids=types)
+            for split in (self.train, self.dev)
+        )
+        if train.num_truncated or dev.num_truncated:
+            display.say(
+                f"cut       {train.num_truncated:,} of {len(train):,} training and {dev.num_truncated:,} of "
+                f"{len(dev):,} development examples, to {max_length} tokens; finetune.task.max_length=N reads more"
+            )
+        return train
 
 
-def _from_scratch(recipe: Recipe, *, train: "Examples", saved: Path | None) -> tuple[Any, "PreTrainedTokenizerFast"]:
+def _from_scratch(
+    recipe: Recipe, *, train: "Examples", saved: Path | None, display: Display
+) -> tuple[Any, "PreTrainedTokenizerFast"]:
     """Builds the recipe's model, with a tokenizer trained on the training examples' own texts."""
     from sortyard.data.vocabulary import Vocabulary
     from sortyard.model.factory import build_model
@@ -143,12 +162,13 @@ def _from_scratch(recipe: Recipe, *, train: "Examples", saved: Path | None) -> t
     elif recipe.tokenizer.path is not None:
         tokenizer = load_tokenizer(recipe.tokenizer.path)
     else:
-        tokenizer = train_tokenizer([*train.texts, *(train.pairs or ())], recipe.tokenizer)
+        tokenizer = train_tokenizer([*train.texts, *(train.pairs or ())], recipe.tokenizer, say=display.say)
+    vocabulary = Vocabulary.of(tokenizer)
     model = build_model(
         recipe.model,
         head="sequence_classification",
-        vocab_size=len(tokenizer),
-        tokenizer_ids=Vocabulary.of(tokenizer).model_ids(),
+        vocab_size=vocabulary.size,
+        tokenizer_ids=vocabulary.model_ids(),
         seed=recipe.seed,
         **head_settings(train.task),
     )
@@ -169,7 +189,7 @@ def _check_length(model: Any, tokenizer: Any, *, wanted: int) -> None:
 
 def _finetune(run: RunFolder, *, recipe: Recipe, material: _Material, display: Display) -> dict[str, Any]:
     from sortyard.data.batches import ClassificationSource
-    from sortyard.evaluation.baselines import baseline_scores
+    from sortyard.evaluation.baselines import kept_baselines
     from sortyard.evaluation.classification import evaluate_examples
     from sortyard.training.loop import train
 
@@ -177,12 +197,12 @@ def _finetune(run: RunFolder, *, recipe: Recipe, material: _Material, display: D
     loop, headline = section.loop, task.metrics[0]
     model, tokenizer, limit = material.model, material.tokenizer, section.task.max_length
     score = partial(evaluate_examples, tokenizer=tokenizer, examples=material.dev, max_length=limit)
-    baselines = baseline_scores(material.train, dev=material.dev, seed=recipe.seed)
+    encoded = material.encode(max_length=limit, display=display)
+    baselines = kept_baselines(run.path / "baselines.json", train=material.train, dev=material.dev, seed=recipe.seed)
     for baseline in baselines:
         display.say(f"baseline  {baseline.name}: {headline} {baseline.metrics[headline]:.3f}")
     positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     save_tokenizer(tokenizer, folder=run.model, positions=positions)
-    encoded = material.encode(max_length=limit)
     result = train(
         model,
         source=ClassificationSource(

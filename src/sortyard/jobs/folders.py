@@ -1,11 +1,12 @@
 """Names of run folders, and what a run must remember to be continued."""
 
+import glob
 import json
 import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,7 +29,7 @@ class Job:
         verb: Which one made it.
         start: The model that fine-tuning or adapting started from.
         launch: torchrun's id of the launch that made it, if any, which may come by it again.
-        examples: Digest of the examples that it is fine-tuned and scored on.
+        examples: Digest of the text or of the examples that it is trained and scored on.
     """
 
     verb: Literal["pretrain", "adapt", "finetune"]
@@ -40,7 +41,7 @@ class Job:
 def next_folder(name: str, *, below: Path = RUNS) -> Path:
     """Returns the first free folder of `name-0001`, `name-0002`, ..."""
     pattern = re.compile(re.escape(name) + r"-(\d{4,})")
-    taken = [int(match[1]) for path in below.glob(f"{name}-*") if (match := pattern.fullmatch(path.name))]
+    taken = [int(match[1]) for path in below.glob(f"{glob.escape(name)}-*") if (match := pattern.fullmatch(path.name))]
     return below / f"{name}-{max(taken, default=0) + 1:04d}"
 
 
@@ -97,10 +98,10 @@ def _device_name(wanted: str) -> str:
 
 @contextmanager
 def discarded_if_untrained(run: RunFolder) -> Iterator[None]:
-    """Removes a new run that fails before its first step: it would only stand in the way of the next try.
+    """Removes a new run that fails before anything took long: it would only stand in the way of the next try.
 
-    A run that has begun to train and met a full disk stays, as it can be resumed, and so does one that lost a process.
-    The caller holds the run's lock.
+    A run that has a shard of its text or has begun to train stays, as it can be resumed, and so does one that lost a
+    process. The caller holds the run's lock.
     """
     try:
         yield
@@ -108,23 +109,39 @@ def discarded_if_untrained(run: RunFolder) -> Iterator[None]:
         raise
     except SystemExit as stop:
         if stop.code == 2 and not _has_begun(run):  # so said the processes that were started for it
-            shutil.rmtree(run.path)
+            _remove(run.path)
         raise
     except Exception as error:
         full = _is_full_disk(error)
         if not (_has_begun(run) or (full and run.events.exists())):
-            shutil.rmtree(run.path)
+            _remove(run.path)
         elif full and not isinstance(error, InputError):
             raise InputError(
                 f"{run.path}: the disk is full; what is done is kept: make room, then continue with "
                 f"`sortyard resume {run.path}`"
+            ) from error
+        if type(error) is InputError and "sortyard resume" not in str(error) and run.path.exists():
+            raise InputError(
+                f"{error}. What is done is kept: when that is mended, continue with `sortyard resume {run.path}`"
             ) from error
         raise
 
 
 def _has_begun(run: RunFolder) -> bool:
     """Whether a run has something to go on from: the first line of its metrics may come after its first checkpoint."""
-    return run.metrics.exists() or any(run.checkpoints.glob("step-*"))
+    has_shards = any((run.path / "data" / "shards").glob("*.npy"))
+    return has_shards or run.metrics.exists() or any(run.checkpoints.glob("step-*"))
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder; where it is a link, or another disk is mounted there, what is in it."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _is_full_disk(error: Exception) -> bool:

@@ -21,12 +21,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Scores a model on the held-out rows; the same rows and masks every time."""
+    """Scores a model on held-out rows; the same rows and masks every time.
+
+    Attributes:
+        rows: Those that are held out.
+        section: The objective, masks and batches.
+        vocabulary: Of the rows.
+        seed: Of the masks.
+        most: Rows to read at most, evenly spread; None reads all.
+    """
 
     rows: "PackedRows | None"
     section: PretrainSection
     vocabulary: "Vocabulary"
     seed: int
+    most: int | None = None
 
     def __call__(self, model: Any) -> dict[str, float]:
         """Returns loss, perplexity and accuracy."""
@@ -43,9 +52,14 @@ class HeldOut:
         assert self.rows is not None
         size = max(1, self.section.loop.micro_batch_size // num_processes())  # one of them measures, where all train
         if self.section.objective == "causal_lm":
-            return causal_lm_validation(self.rows, vocabulary=self.vocabulary, batch_size=size)
+            return causal_lm_validation(self.rows, vocabulary=self.vocabulary, batch_size=size, most=self.most)
         return masked_lm_validation(
-            self.rows, vocabulary=self.vocabulary, masking=self.section.masking, batch_size=size, seed=self.seed
+            self.rows,
+            vocabulary=self.vocabulary,
+            masking=self.section.masking,
+            batch_size=size,
+            seed=self.seed,
+            most=self.most,
         )
 
 

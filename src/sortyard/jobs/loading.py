@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sortyard.errors import InputError, first_line
 from sortyard.interop.folder_checks import check_model_folder
+from sortyard.jobs.display import Display
 from sortyard.jobs.folders import model_folder
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from sortyard.data.glue import Task
 
 SCRATCH = "scratch"
+_QUIET = Display()
 
 
 def find_start(source: str) -> str:
@@ -53,6 +55,24 @@ def load_start_tokenizer(start: str) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
+def settle_padding(model: Any, *, tokenizer: Any, start: str, display: Display) -> None:
+    """Lets the end token stand for padding where a language model has none, in the tokenizer and in the model.
+
+    Raises:
+        InputError: There is no end token either.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise InputError(
+                f"--from {start}: its tokenizer has no padding token, and no end token that could stand for it; name "
+                "one of its tokens as pad_token in tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+        display.say(f"padding   {tokenizer.eos_token}, the end token, as the tokenizer has no padding token")
+    if getattr(model.config, "pad_token_id", None) is None:  # heads that read the last token find it by this
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
 def saved_class(folder: Path) -> Any:
     """Returns the class that a model folder was saved as: one of ours, or transformers' own.
 
@@ -72,13 +92,17 @@ def saved_class(folder: Path) -> Any:
     return kind
 
 
-def load_classifier(start: str, *, task: "Task", seed: int) -> Any:
+def load_classifier(start: str, *, task: "Task", seed: int, display: Display = _QUIET) -> Any:
     """Loads a model with a new classification head of the task's width, or with the head it has for this very task.
+
+    A head is kept if it has the task's width and the names of its classes are the task's, in the same order and
+    whatever the case, or placeholders like LABEL_0; the one output of a regression has no name that counts.
 
     Args:
         start: A model's folder or a hub name.
         task: Gives the head's width and the labels' names.
         seed: Seed of a new head's weights.
+        display: Told where a head that would fit is for other classes.
 
     Returns:
         The model in float32 on the CPU.
@@ -94,6 +118,7 @@ def load_classifier(start: str, *, task: "Task", seed: int) -> Any:
 
     settings = head_settings(task)
     try:
+        names = known_labels(AutoConfig.from_pretrained(start, trust_remote_code=False))
         config = AutoConfig.from_pretrained(start, trust_remote_code=False, **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -107,14 +132,46 @@ def load_classifier(start: str, *, task: "Task", seed: int) -> Any:
             )
     except Exception as error:  # what a damaged folder makes the libraries raise is of any kind
         raise _no_classifier(start, error) from error
-    _check_encoder(found, prefix=f"{model.base_model_prefix}.", start=start)
+    new = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    _check_encoder(new, prefix=f"{model.base_model_prefix}.", start=start)
+    is_for_others = task.type == "classification" and names and _folded(names) != _folded(task.label_names)
+    if is_for_others and _head_names(model) - new:
+        _renew_head(model, seed=seed)
+        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        display.say(f"head      new: the one of {start} is for the classes {shown}")
     return model
 
 
-def _check_encoder(found: dict[str, Any], *, prefix: str, start: str) -> None:
+def _folded(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name.casefold() for name in names)
+
+
+def known_labels(config: Any) -> tuple[str, ...]:
+    """Returns the names that a model gives its classes, or none where they are transformers' placeholders."""
+    names = tuple(str(name) for _, name in sorted(config.id2label.items()))
+    return () if all(name.startswith("LABEL_") for name in names) else names
+
+
+def _head_names(model: Any) -> set[str]:
+    """Returns the names of the tensors above the encoder."""
+    names = {name for name in model.state_dict() if not name.startswith(f"{model.base_model_prefix}.")}
+    return names if model.base_model is not model else set()
+
+
+def _renew_head(model: Any, *, seed: int) -> None:
+    """Gives everything above the encoder the weights that a model of this configuration begins with."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = AutoModelForSequenceClassification.from_config(model.config, dtype=torch.float32).state_dict()
+    model.load_state_dict({name: fresh[name] for name in _head_names(model)}, strict=False)
+
+
+def _check_encoder(new: set[str], *, prefix: str, start: str) -> None:
     """Refuses random weights below the head; a pooler counts to the head, as language models are saved without one."""
-    names = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
-    strange = sorted(name for name in names if name.startswith(prefix) and "pooler" not in name.split("."))
+    strange = sorted(name for name in new if name.startswith(prefix) and "pooler" not in name.split("."))
     if strange:
         shown = ", ".join(strange[:3]) + (", ..." if len(strange) > 3 else "")
         raise InputError(

@@ -1,5 +1,6 @@
 """Local paths in a recipe made absolute, so that a run can be continued from any folder; and the data's fingerprint."""
 
+import glob
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +14,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def absolute(recipe: Recipe) -> Recipe:
-    """Returns the recipe with every path that exists here written absolute."""
+    """Returns the recipe with every path that exists here, and every pattern of paths, written absolute."""
     changes: dict[str, Options] = {"tokenizer": _absolute(recipe.tokenizer, "path")}
     if recipe.pretrain is not None:
         data = _absolute(recipe.pretrain.data, "path")
@@ -33,6 +34,8 @@ def _absolute(options: OptionsT, *names: str) -> OptionsT:
         value = getattr(options, name)
         if value is not None and (path := Path(value).expanduser()).exists():
             changes[name] = type(value)(path.resolve()) if isinstance(value, str) else path.resolve()
+        elif isinstance(value, str) and glob.has_magic(value):
+            changes[name] = str(Path(glob.escape(str(Path.cwd()))) / path)
     return options.model_copy(update=changes)
 
 

@@ -1,6 +1,7 @@
 """What a run would cost, worked out before anything starts."""
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sortyard.jobs.pretraining import target_share
@@ -90,7 +91,11 @@ def pretraining_shapes(recipe: Recipe) -> "nn.Module":
     Raises:
         InputError: The recipe has no pretrain section.
     """
-    return _shapes(recipe, head=pretrain_section(recipe).objective, num_labels=2)
+    from sortyard.jobs.corpora import existing_tokenizer
+
+    section = pretrain_section(recipe)
+    tokenizer = existing_tokenizer(section.data, tokenizer=recipe.tokenizer)
+    return _shapes(recipe, head=section.objective, tokenizer=tokenizer)
 
 
 def plan_finetuning(recipe: Recipe, *, start: "nn.Module | None" = None) -> Plan:
@@ -104,7 +109,9 @@ def plan_finetuning(recipe: Recipe, *, start: "nn.Module | None" = None) -> Plan
         InputError: The recipe has no finetune section.
     """
     section = finetune_section(recipe)
-    model = start if start is not None else _shapes(recipe, head="sequence_classification", num_labels=2)
+    model = (
+        start if start is not None else _shapes(recipe, head="sequence_classification", tokenizer=recipe.tokenizer.path)
+    )
     return _plan(model, phase="finetune", loop=section.loop, length=section.task.max_length, target_share=0.0)
 
 
@@ -126,13 +133,17 @@ def plan_adapting(recipe: Recipe, *, start: "nn.Module") -> Plan:
     return replace(plan, memory_bytes=plan.memory_bytes + FLOAT_BYTES * plan.parameters)
 
 
-def _shapes(recipe: Recipe, *, head: str, num_labels: int) -> "nn.Module":
+def _shapes(recipe: Recipe, *, head: str, tokenizer: Path | None) -> "nn.Module":
+    """The recipe's model; its vocabulary is that of the tokenizer where there is one, else the largest it may be."""
+    from sortyard.data.vocabulary import Vocabulary
     from sortyard.evaluation.cost import meta_model
     from sortyard.model.configuration import SortyardConfig
+    from sortyard.tokenizer.train import load_tokenizer
 
-    config = SortyardConfig.from_options(
-        recipe.model, vocab_size=recipe.tokenizer.vocab_size, causal=head == "causal_lm", num_labels=num_labels
-    )
+    size = recipe.tokenizer.vocab_size
+    if tokenizer is not None and tokenizer.is_dir():
+        size = Vocabulary.of(load_tokenizer(tokenizer)).size
+    config = SortyardConfig.from_options(recipe.model, vocab_size=size, causal=head == "causal_lm", num_labels=2)
     model: nn.Module = meta_model(config, head=head)
     return model
 

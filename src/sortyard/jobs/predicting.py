@@ -1,5 +1,6 @@
 """Texts in, predictions out, one at a time and in order."""
 
+import hashlib
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from sortyard.data.locate import FORMATS, missing_column
 from sortyard.data.options import TextFormat
 from sortyard.data.skips import text_fault
 from sortyard.data.tables import MAX_JSON_LINE_BYTES, json_object, open_table, stream_lines, text_lines
+from sortyard.durable import replace_bytes
 from sortyard.errors import InputError
 from sortyard.jobs.folders import model_folder
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 Input = str | tuple[str, str]
 Columns = tuple[str, str | None]
+_OF_THE_ANSWERS = (".json", ".txt", ".model", ".safetensors")  # configuration, tokenizer and weights
 
 
 def open_predictor(source: Path, *, device: str, precision: "Precision", compiled: bool) -> "Predictor":
@@ -150,19 +153,57 @@ def prediction_lines(
         yield json.dumps({"index": number, **_named(text), **prediction.as_dict()}, ensure_ascii=False)
 
 
-def take_up(path: Path, inputs: Iterator[Input]) -> int:
+def model_digest(source: Path) -> str:
+    """Digests the files that a model's answers depend on.
+
+    Args:
+        source: A run, a demo, or a model's folder.
+
+    Returns:
+        The first 16 hexadecimal digits of a SHA-256.
+
+    Raises:
+        InputError: There is no model.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(model_folder(source).iterdir()):
+        if path.suffix in _OF_THE_ANSWERS and path.is_file():
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def note_of(path: Path) -> Path:
+    """Returns the file that tells, beside unfinished answers, which model gives them."""
+    return path.with_name(f"{path.name}.model")
+
+
+def begin(path: Path, *, model: str) -> None:
+    """Notes beside a file of answers, before there are any, which model gives them."""
+    replace_bytes(note_of(path), model.encode())
+
+
+def take_up(path: Path, inputs: Iterator[Input], *, model: str) -> int:
     """Goes on where an interrupted run stopped: drops a torn last line, and skips what is answered.
 
     Args:
         path: The unfinished file.
         inputs: Texts or pairs from the first on; those that are answered are taken from it.
+        model: Digest of the model.
 
     Returns:
         How many are answered.
 
     Raises:
-        InputError: A line of the file is not the answer to the input in its place.
+        InputError: The answers are not known to be this model's, or a line of the file is not the answer to the input
+            in its place.
     """
+    note = note_of(path)
+    if not note.is_file() or note.read_text(encoding="utf-8", errors="replace") != model:
+        raise InputError(
+            f"{path}: by {note} its answers are not known to be those of this model; give the model it was begun "
+            f"with, or delete {path} to start over"
+        )
     count = size = 0
     with path.open("rb") as file:
         for line in file:

@@ -1,6 +1,7 @@
 """Phase 1: from text to a pretrained model, in a run folder."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,15 @@ from sortyard.errors import InputError
 from sortyard.jobs.arithmetic import token_flops
 from sortyard.jobs.display import Display
 from sortyard.jobs.finishing import write_documents
-from sortyard.jobs.folders import Job, check_free, create_run, discarded_if_untrained, next_folder, open_job
+from sortyard.jobs.folders import (
+    Job,
+    check_free,
+    create_run,
+    discarded_if_untrained,
+    next_folder,
+    open_job,
+    write_job,
+)
 from sortyard.jobs.held_out import HeldOut
 from sortyard.jobs.paths import absolute, fingerprint
 from sortyard.jobs.processes import (
@@ -52,7 +61,7 @@ def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Displa
     Raises:
         InputError: The data, the recipe or the folder cannot be used; then no folder is left behind.
     """
-    from sortyard.jobs.corpora import check_corpus
+    from sortyard.jobs.corpora import check_corpus, existing_tokenizer
 
     recipe = absolute(loaded.recipe)
     section = pretrain_section(recipe)
@@ -67,6 +76,7 @@ def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Displa
         check_free(path)
         check_trackers(section.loop.trackers)
         check_corpus(section.data)
+        _check_masks(section, tokenizer=existing_tokenizer(section.data, tokenizer=recipe.tokenizer))
         return create_run(
             path,
             loaded=loaded,
@@ -87,6 +97,20 @@ def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Displa
         return run_pretraining(run, recipe=recipe, display=display)
     with run_lock(run.path), discarded_if_untrained(run):
         return run_pretraining(run, recipe=recipe, display=display)
+
+
+def _check_masks(section: PretrainSection, *, tokenizer: Path | None) -> None:
+    """Refuses a tokenizer that cannot do what the objective needs, before hours of preparing text with it."""
+    if tokenizer is None:
+        return
+    from sortyard.data.vocabulary import Vocabulary
+    from sortyard.tokenizer.train import load_tokenizer
+
+    if Vocabulary.of(load_tokenizer(tokenizer)).mask_id is None and section.objective == "masked_lm":
+        raise InputError(
+            f"tokenizer.path: {tokenizer} has no mask token, which masked_lm needs; choose another, or set "
+            "pretrain.objective to causal_lm"
+        )
 
 
 def _launch() -> str | None:
@@ -120,24 +144,25 @@ def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict
         recipe: Its resolved recipe.
         display: Told what is being done.
     """
-    from sortyard.jobs.corpora import prepare_corpus
     from sortyard.model.factory import build_model
     from sortyard.training.loop import train
 
     section = pretrain_section(recipe)
-    corpus = first_then_others(
-        lambda: prepare_corpus(
-            section.data, tokenizer=recipe.tokenizer, folder=run.path / "data", seed=recipe.seed, display=display
-        )
-    )
+    corpus = first_then_others(lambda: _own_corpus(run, recipe=recipe, display=display))
     model = build_model(
         recipe.model,
         head=section.objective,
-        vocab_size=len(corpus.tokenizer),
+        vocab_size=corpus.vocabulary.size,
         tokenizer_ids=corpus.vocabulary.model_ids(),
         seed=recipe.seed,
     )
-    held_out = HeldOut(corpus.held_out, section=section, vocabulary=corpus.vocabulary, seed=recipe.seed)
+    held_out = HeldOut(
+        corpus.held_out,
+        section=section,
+        vocabulary=corpus.vocabulary,
+        seed=recipe.seed,
+        most=section.held_out_rows,
+    )
     if is_first():
         save_tokenizer(corpus.tokenizer, folder=run.model, positions=recipe.model.max_position_embeddings)
     result = train(
@@ -167,6 +192,27 @@ def run_pretraining(run: RunFolder, *, recipe: Recipe, display: Display) -> dict
         "seconds": round(result.state.seconds, 3),
         "evaluation": last_evaluation(run),
     }
+
+
+def _own_corpus(run: RunFolder, *, recipe: Recipe, display: Display) -> "Corpus":
+    """Prepares a run's text, or finds what is prepared already.
+
+    Raises:
+        InputError: It cannot be read, or its tokens are not those that the run was begun with.
+    """
+    from sortyard.jobs.corpora import prepare_corpus
+
+    data, folder = pretrain_section(recipe).data, run.path / "data"
+    corpus = prepare_corpus(data, tokenizer=recipe.tokenizer, folder=folder, seed=recipe.seed, display=display)
+    job, _ = open_job(run)
+    if job.examples not in (None, corpus.digest):
+        raise InputError(
+            f"{data.path}: its tokens are not those that {run.path} was begun with; put the text back as it was, or go "
+            "on with this one by --allow pretrain.data.path"
+        )
+    if job.examples is None and is_first():
+        write_job(run, replace(job, examples=corpus.digest))
+    return corpus
 
 
 def finished_run(run: RunFolder) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sortyard.errors import InputError
 from sortyard.jobs.changing import settled_recipe
 from sortyard.jobs.display import Display
-from sortyard.jobs.folders import Job, is_demo, open_job
+from sortyard.jobs.folders import Job, is_demo, open_job, write_job
 from sortyard.jobs.pretraining import finished_run, run_pretraining
 from sortyard.jobs.processes import (
     check_layout,
@@ -62,6 +63,8 @@ def resume_run(
     # Locked while text is prepared, too, before the training loop would lock the folder itself.
     with run_lock(run.path) if is_first() else nullcontext():
         recipe = first_then_others(lambda: settled_recipe(run, overrides=overrides, allow=allow))
+        if is_first() and any(key.startswith("pretrain.data.") for key in allow):
+            write_job(run, replace(job, examples=None))  # whatever the text is now
         count = must_start_others(recipe, pretrain_section(recipe).loop) if job.verb == "pretrain" else 0
         if not count:
             return _go_on(run, job=job, recipe=recipe, allow=allow, display=display)

@@ -153,6 +153,7 @@ def _own_text(run: RunFolder | None, *, reader: TextReader, model: Any) -> Routi
     job, recipe = open_job(run)
     if job.verb != "finetune":
         return reader.held_out(run=run.path)
+    from sortyard.data.encoding import reads_token_types
     from sortyard.evaluation.batching import position_limit
     from sortyard.tokenizer.train import load_tokenizer
 
@@ -162,7 +163,7 @@ def _own_text(run: RunFolder | None, *, reader: TextReader, model: Any) -> Routi
         options,
         tokenizer=tokenizer,
         max_length=min(limits),
-        token_types=model.config.type_vocab_size > 1,
+        token_types=reads_token_types(model.config, tokenizer=tokenizer),
         batch_size=reader.batch_size,
         max_tokens=reader.max_tokens,
     )

@@ -21,6 +21,9 @@ class PretrainSection(Options):
         "masked_lm", description="predict masked tokens (an encoder), or the next token (a causal model)"
     )
     masking: MaskingOptions = Field(default_factory=MaskingOptions, description="which tokens masked_lm hides")
+    held_out_rows: int = Field(
+        4096, ge=1, le=10_000_000, description="held-out rows that an evaluation reads at most, evenly spread"
+    )
     loop: LoopOptions = Field(description="how long, in which batches, and what is written down")
     optimizer: OptimizerOptions = Field(default_factory=OptimizerOptions, description="AdamW")
     schedule: ScheduleOptions = Field(default_factory=ScheduleOptions, description="the learning rate over the run")

@@ -17,6 +17,13 @@ class TokenizerOptions(Options):
     vocab_size: int = Field(32_000, ge=300, le=1_000_000, description="Most entries of the trained vocabulary.")
     lowercase: bool = Field(True, description="Lower the case and drop accents (wordpiece) before cutting.")
     min_frequency: int = Field(2, ge=1, le=1_000_000, description="A pair seen less often than this is never merged.")
+    # By Zipf's law the 32,000th word of English comes some 80 times in these; reading them takes about two minutes.
+    max_characters: int = Field(
+        200_000_000,
+        ge=0,
+        le=100_000_000_000,
+        description="Characters of text it is trained on at most, taken evenly from all of a larger text; 0: all.",
+    )
     model_max_length: int = Field(
         8192, ge=8, le=1_048_576, description="Longest sequence in tokens that the tokenizer announces to its users."
     )

@@ -10,22 +10,33 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from sortyard.errors import InputError
 from sortyard.tokenizer.options import TokenizerOptions
+from sortyard.tokenizer.sampling import Say, sample_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
-_MAX_ALPHABET = 1000
+_USUAL_ALPHABET = 1000
+_RARE_SHARE = 1e-4
 _WORDS_PER_TEXT = 1000
 
 
-def train_tokenizer(texts: Iterable[str], options: TokenizerOptions) -> "PreTrainedTokenizerFast":
+def _say_nothing(_: str) -> None:
+    return None
+
+
+def train_tokenizer(
+    texts: Iterable[str], options: TokenizerOptions, *, say: Say = _say_nothing
+) -> "PreTrainedTokenizerFast":
     """Train a tokenizer with BERT's special tokens and templates.
+
+    Of more text than `options.max_characters` an even sample is held and learned from.
 
     Args:
         texts: documents, read once; order does not matter.
         options: the algorithm and its sizes; `options.path` is ignored here.
+        say: told how far it is, how much of the text is used, and which characters are left out, where any are.
 
     Returns:
         A fast tokenizer that writes `[CLS] a [SEP]` and `[CLS] a [SEP] b [SEP]`.
@@ -33,12 +44,12 @@ def train_tokenizer(texts: Iterable[str], options: TokenizerOptions) -> "PreTrai
     Raises:
         InputError: there is no text at all.
     """
-    iterator = iter(texts)
+    iterator = sample_texts(texts, max_characters=options.max_characters, say=say)
     first = next((text for text in iterator if text.strip()), None)
     if first is None:
         raise InputError("tokenizer: there is no text to train on; give a corpus that holds at least one document")
     texts = chain([first], iterator)
-    core = _train_wordpiece(texts, options) if options.algorithm == "wordpiece" else _train_bpe(texts, options)
+    core = _train_wordpiece(texts, options, say) if options.algorithm == "wordpiece" else _train_bpe(texts, options)
     _set_templates(core)
     return _wrap(core, model_max_length=options.model_max_length)
 
@@ -66,7 +77,7 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     return tokenizer
 
 
-def _train_wordpiece(texts: Iterable[str], options: TokenizerOptions) -> Tokenizer:
+def _train_wordpiece(texts: Iterable[str], options: TokenizerOptions, say: Say) -> Tokenizer:
     """Wordpiece by pair merging, made reproducible.
 
     The trainer numbers the `##x` pieces in the order of a hash map, and breaks ties between merges by those numbers, so
@@ -77,7 +88,7 @@ def _train_wordpiece(texts: Iterable[str], options: TokenizerOptions) -> Tokeniz
     core.normalizer = normalizers.BertNormalizer(lowercase=options.lowercase)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     words = _count_words(texts, core)
-    alphabet = _alphabet(words, limit=min(_MAX_ALPHABET, options.vocab_size // 4))
+    alphabet = _alphabet(words, limit=options.vocab_size // 4, say=say)
     words = Counter({word: count for word, count in words.items() if alphabet.issuperset(word)})
     inner = sorted({CONTINUATION + character for word in words for character in word[1:]})
     trainer = trainers.WordPieceTrainer(
@@ -112,13 +123,28 @@ def _count_words(texts: Iterable[str], core: Tokenizer) -> Counter[str]:
     return words
 
 
-def _alphabet(words: Counter[str], *, limit: int) -> set[str]:
+def _alphabet(words: Counter[str], *, limit: int, say: Say) -> set[str]:
+    """Return the most frequent characters: 1000, or as many as leave out no more than 1 in 10,000, within the limit.
+
+    So a script of few letters does not spend its vocabulary on the rare signs of others, and Chinese has its own.
+    """
     characters: Counter[str] = Counter()
     for word, count in words.items():
         for character in word:
             characters[character] += count
     ranked = sorted(characters, key=lambda character: (-characters[character], character))
-    return set(ranked[:limit])
+    total = left = characters.total()
+    size = 0
+    while size < min(limit, len(ranked)) and (size < _USUAL_ALPHABET or left > _RARE_SHARE * total):
+        left -= characters[ranked[size]]
+        size += 1
+    if left:
+        more = "a larger tokenizer.vocab_size takes in more of them, " if size == limit else ""
+        say(
+            f"tokenizer leaves out the {len(ranked) - size:,} rarest characters, {100 * left / total:.2g} % of the "
+            f"text: words with one of them are read as [UNK] ({more}tokenizer.algorithm: bpe takes in all)"
+        )
+    return set(ranked[:size])
 
 
 def _repeat(words: Counter[str]) -> Iterator[str]:
