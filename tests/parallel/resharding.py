@@ -24,6 +24,7 @@ from sortyard.errors import InputError
 from sortyard.objectives.masked_lm import MaskedLMObjective
 from sortyard.parallel.options import ParallelOptions
 from sortyard.parallel.schedule import can_split_backward
+from sortyard.parallel.watch import NoWatch
 from sortyard.runs.folder import RunFolder
 from sortyard.runs.progress import Progress
 from sortyard.training.opening import open_session
@@ -68,7 +69,7 @@ def open_(name: str, run: RunFolder, case: Case = CASE) -> Session:
     loop = LoopOptions(steps=STEPS, micro_batch_size=8, accumulation_steps=ACCUMULATION, device="cpu")
     return open_session(
         make_model(case), objective=MaskedLMObjective(), loop=loop, optimizer=OptimizerOptions(lr=1e-3), run=run,
-        display=Progress(), parallel=ParallelOptions(**LAYOUTS[name]),
+        display=Progress(), parallel=ParallelOptions(**LAYOUTS[name]), watch=NoWatch(),
     )  # fmt: skip
 
 

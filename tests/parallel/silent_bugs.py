@@ -48,9 +48,8 @@ def _mean_of_means(patches: ExitStack) -> None:
 def _balance_left_behind(patches: ExitStack) -> None:
     """Early stages' balance losses are not passed on (P6)."""
 
-    def balance(self: Any, outputs: Any, received: tuple[Tensor, ...]) -> Tensor:
-        own = outputs.aux_loss.reshape(1)
-        return own if self.is_first else own + received[1] * 0
+    def balance(self: Any, own: Tensor, received: tuple[Tensor, ...], *, none: Tensor) -> Tensor:
+        return own.reshape(1) if self.is_first else own.reshape(1) + received[1] * 0
 
     patches.enter_context(patch.object(stage.Stage, "_balance", balance))
 
