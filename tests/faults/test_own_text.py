@@ -63,8 +63,8 @@ def test_a_linked_folder_is_emptied(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there")
     run = RunFolder.create(tmp_path / "link", recipe="", resolved="", environment={})
-    with pytest.raises(ValueError, match="the reason"), discarded_if_untrained(run):
-        raise ValueError("the reason")
+    with pytest.raises(InputError, match=r"^the reason$"), discarded_if_untrained(run):
+        raise InputError("the reason")
     assert list((tmp_path / "there").iterdir()) == []
     run = RunFolder.create(tmp_path / "link", recipe="", resolved="", environment={})
     assert run.path.is_dir()

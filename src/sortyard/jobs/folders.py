@@ -115,12 +115,13 @@ def discarded_if_untrained(run: RunFolder) -> Iterator[None]:
         full = _is_full_disk(error)
         if not (_has_begun(run) or (full and run.events.exists())):
             _remove(run.path)
-        elif full and not isinstance(error, InputError):
+            raise
+        if full and not isinstance(error, InputError):
             raise InputError(
                 f"{run.path}: the disk is full; what is done is kept: make room, then continue with "
                 f"`sortyard resume {run.path}`"
             ) from error
-        if type(error) is InputError and "sortyard resume" not in str(error) and run.path.exists():
+        if type(error) is InputError and "sortyard resume" not in str(error):
             raise InputError(
                 f"{error}. What is done is kept: when that is mended, continue with `sortyard resume {run.path}`"
             ) from error

@@ -1,6 +1,5 @@
 """Texts in, predictions out, one at a time and in order."""
 
-import hashlib
 import json
 import os
 import sys
@@ -12,6 +11,7 @@ from sortyard.data.locate import FORMATS, missing_column
 from sortyard.data.options import TextFormat
 from sortyard.data.skips import text_fault
 from sortyard.data.tables import MAX_JSON_LINE_BYTES, json_object, open_table, stream_lines, text_lines
+from sortyard.digests import files_digest
 from sortyard.durable import replace_bytes
 from sortyard.errors import InputError
 from sortyard.jobs.folders import model_folder
@@ -165,12 +165,8 @@ def model_digest(source: Path) -> str:
     Raises:
         InputError: There is no model.
     """
-    digest = hashlib.sha256()
-    for path in sorted(model_folder(source).iterdir()):
-        if path.suffix in _OF_THE_ANSWERS and path.is_file():
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+    files = sorted(model_folder(source).iterdir())
+    return files_digest(path for path in files if path.suffix in _OF_THE_ANSWERS and path.is_file())
 
 
 def note_of(path: Path) -> Path:

@@ -59,7 +59,8 @@ def start_pretraining(loaded: LoadedRecipe, *, out: Path | None, display: Displa
         JSON values: the folder, steps, tokens, seconds and held-out figures.
 
     Raises:
-        InputError: The data, the recipe or the folder cannot be used; then no folder is left behind.
+        InputError: The data, the recipe or the folder cannot be used; then no folder is left behind, unless a part of
+            the text was prepared.
     """
     from sortyard.jobs.corpora import check_corpus, existing_tokenizer
 

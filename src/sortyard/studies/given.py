@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sortyard.data.locate import locate
+from sortyard.digests import files_digest
 from sortyard.durable import replace_bytes
 from sortyard.errors import InputError
 from sortyard.reports.run_data import read_json
@@ -52,21 +53,6 @@ def place_digest(place: Path) -> str:
         return files_digest([place])
     files = (path for path in sorted(place.rglob("*")) if path.is_file())
     return files_digest(path for path in files if not any(p.startswith(".") for p in path.relative_to(place).parts))
-
-
-def files_digest(paths: Iterable[Path]) -> str:
-    """Digest files, in this order: their names and all that they hold.
-
-    Returns:
-        The first 16 hexadecimal digits of a SHA-256.
-    """
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode("utf-8", "surrogateescape") + b"\0")
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def digest_of(*arrays: NDArray[Any]) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sortyard.data.vocabulary import Vocabulary
+from sortyard.digests import files_digest
 from sortyard.errors import InputError
 from sortyard.jobs.adapting_start import find_model, load_start
 from sortyard.studies.bench.results import BenchResult, new_result, resume_result, save_result
 from sortyard.studies.gates.forecast import duration_text
-from sortyard.studies.given import files_digest
 from sortyard.studies.sparsity.cores import DENSE, Setting
 from sortyard.studies.sparsity.measuring import Workbench
 from sortyard.studies.sparsity.measuring import settings as measuring_settings

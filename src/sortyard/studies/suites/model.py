@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sortyard.digests import files_digest
 from sortyard.errors import InputError
 from sortyard.jobs.folders import RUNS, is_demo, model_folder
 from sortyard.jobs.loading import find_start
 from sortyard.reports.run_data import read_json
-from sortyard.studies.given import files_digest
 
 Json = dict[str, Any]
 
