@@ -52,7 +52,7 @@ START, TRAIN, USE, DATA = "Start here", "Train", "Measure and use", "Data and co
 app = typer.Typer(
     name="sortyard",
     help="Train, test and look inside long-context encoders that are sparse twice: bucket attention, routed experts.",
-    epilog="Exit status: 0 done, 2 the input is at fault, 1 anything else, 130 interrupted.",
+    epilog="Exit status: 0 done, 2 the input is at fault, 130 interrupted, 143 ended by SIGTERM, 1 else.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
@@ -106,7 +106,7 @@ def main(words: Sequence[str]) -> int:
         words: The words after the program's name.
 
     Returns:
-        The exit status: 0 done, 2 the input is at fault, 1 anything else, 130 interrupted.
+        The exit status: 0 done, 2 the input is at fault, 130 interrupted, 143 ended by SIGTERM, 1 else.
     """
     debug = "--debug" in words or os.environ.get("SORTYARD_DEBUG", "") not in ("", "0")
     try:
